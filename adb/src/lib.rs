@@ -1,0 +1,1 @@
+//! Async ADB transport: codec, host side, device side

@@ -1,0 +1,1 @@
+//! Control API: placement, viewers, tokens, NodeLink server

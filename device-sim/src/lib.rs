@@ -1,0 +1,1 @@
+//! A simulated Android device: real ADB over TCP, scrcpy server protocol, screen capture, input

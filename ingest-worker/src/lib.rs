@@ -1,0 +1,1 @@
+//! Ingest worker: device capture, packetising, RoQ uplink, input injection

@@ -1,0 +1,1 @@
+//! Logs, metrics, admin listener, shutdown, config merge, certificates, NodeLink client

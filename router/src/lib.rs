@@ -1,0 +1,1 @@
+//! The router's hands and feet: shard threads, QUIC ingest, WHEP, NodeLink
