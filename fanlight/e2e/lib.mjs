@@ -1,0 +1,200 @@
+// Shared helpers of the end-to-end tests: starts the real binary and a real Chromium, reads the
+// machine-readable strip and touch dots from decoded pixels. Not a test itself.
+// Invariant: everything it starts is stopped by the returned `stop`, also when a test fails.
+
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdtempSync, readFileSync, rmSync, watch, mkdirSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+
+const here = dirname(fileURLToPath(import.meta.url));
+
+/** Path of the binary under test. */
+export const BIN = process.env.FANLIGHT_BIN ?? resolve(here, '../../target/debug/fanlight');
+/** Where screenshots and figures are kept. */
+export const ARTEFACTS = process.env.FANLIGHT_ARTEFACTS ?? resolve(here, '../../target/e2e');
+mkdirSync(ARTEFACTS, { recursive: true });
+
+/** A fresh folder that `stop` removes. */
+export function tempDir() {
+  return mkdtempSync(join(tmpdir(), 'fanlight-e2e-'));
+}
+
+/** Resolves when `path` exists; rejects when `child` ends first or `ms` have passed. */
+function fileAppears(path, child, ms) {
+  return new Promise((ok, bad) => {
+    const done = (f, v) => { watcher.close(); clearTimeout(timer); child.off('exit', ended); f(v); };
+    const look = () => { if (existsSync(path)) done(ok); };
+    const ended = (code, signal) => done(bad, new Error(`process ended first: ${code ?? signal}`));
+    const watcher = watch(dirname(path), look);
+    const timer = setTimeout(() => done(bad, new Error(`${path} did not appear in ${ms} ms`)), ms);
+    child.on('exit', ended);
+    look();
+  });
+}
+
+/** Starts `fanlight <args>` and gives { child, stop, log }. */
+export function startProcess(args, env = {}) {
+  const child = spawn(BIN, args, {
+    env: { ...process.env, RUST_BACKTRACE: '1', ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  const lines = [];
+  const keep = (chunk) => {
+    lines.push(chunk.toString());
+    if (lines.length > 4000) lines.splice(0, 1000);
+  };
+  child.stdout.on('data', keep);
+  child.stderr.on('data', keep);
+  const stop = async (signal = 'SIGTERM') => {
+    if (child.exitCode === null && child.signalCode === null) {
+      const ended = once(child, 'exit');
+      child.kill(signal);
+      await ended;
+    }
+    return child.exitCode;
+  };
+  return { child, stop, log: () => lines.join('') };
+}
+
+/** Starts `fanlight demo` and waits until it serves. `ready` is its ready file. */
+export async function startDemo(args = []) {
+  const dir = tempDir();
+  const readyPath = join(dir, 'ready.json');
+  const proc = startProcess(['demo', '--listen', '127.0.0.1:0', '--ready-json', readyPath, ...args]);
+  try {
+    await fileAppears(readyPath, proc.child, 30_000);
+  } catch (e) {
+    await proc.stop('SIGKILL');
+    throw new Error(`${e.message}\n${proc.log().slice(-4000)}`);
+  }
+  const ready = JSON.parse(readFileSync(readyPath, 'utf8'));
+  const stop = async () => {
+    const code = await proc.stop();
+    rmSync(dir, { recursive: true, force: true });
+    return code;
+  };
+  return { ...proc, dir, ready, stop };
+}
+
+/** Waits for a ready file of any role. */
+export async function waitReady(proc, readyPath, ms = 30_000) {
+  try {
+    await fileAppears(readyPath, proc.child, ms);
+  } catch (e) {
+    throw new Error(`${e.message}\n${proc.log().slice(-4000)}`);
+  }
+  return JSON.parse(readFileSync(readyPath, 'utf8'));
+}
+
+/** Starts Debian's Chromium, headless, with nothing that looks outside this machine. */
+export async function startBrowser() {
+  return chromium.launch({
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    args: [
+      '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+      '--disable-background-networking', '--disable-component-update', '--disable-sync',
+      '--allow-loopback-in-peer-connection', '--autoplay-policy=no-user-gesture-required',
+      '--disable-renderer-backgrounding', '--disable-backgrounding-occluded-windows',
+      '--disable-background-timer-throttling',
+    ],
+  });
+}
+
+// Runs inside the page. Reads the strip that the simulated device draws at the top of its
+// screen: 48 x 2 square blocks, 96 bits, see device-sim's documentation.
+function inPage() {
+  const W = 48;
+  const canvas = document.createElement('canvas');
+  const ctx = canvas.getContext('2d', { willReadFrequently: true });
+  const crc8 = (bytes) => {
+    let c = 0;
+    for (const b of bytes) {
+      c ^= b;
+      for (let i = 0; i < 8; i++) c = c & 0x80 ? ((c << 1) ^ 0x07) & 0xff : (c << 1) & 0xff;
+    }
+    return c;
+  };
+  const strip = (video) => {
+    const w = video.videoWidth;
+    if (!w) return null;
+    const side = w / W;
+    const h = Math.ceil(side * 2);
+    if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
+    ctx.drawImage(video, 0, 0, w, h, 0, 0, w, h);
+    const px = ctx.getImageData(0, 0, w, h).data;
+    const bytes = new Uint8Array(12);
+    for (let i = 0; i < 96; i++) {
+      const x = Math.floor(((i % W) + 0.5) * side);
+      const y = Math.floor((Math.floor(i / W) + 0.5) * side);
+      const o = (y * w + x) * 4;
+      const luma = 0.299 * px[o] + 0.587 * px[o + 1] + 0.114 * px[o + 2];
+      if (luma > 128) bytes[i >> 3] |= 0x80 >> (i & 7);
+    }
+    if (bytes[0] !== 0xa5 || bytes[11] !== 0x5a) return null;
+    if (crc8(bytes.slice(0, 10)) !== bytes[10]) return null;
+    const frame = (bytes[1] << 16) | (bytes[2] << 8) | bytes[3];
+    let capture = 0;
+    for (let i = 4; i < 9; i++) capture = capture * 256 + bytes[i];
+    return { frame, capture_ms: capture, touches: bytes[9] };
+  };
+  const ageMs = (s) => (performance.timeOrigin + performance.now()) % 2 ** 40 - s.capture_ms;
+  const video = (i = 0) => document.querySelectorAll('fanlight-player')[i]?.video ?? null;
+  // Resolves at the next presented frame for which `test(video, metadata)` is true.
+  const frameWhere = (v, test, ms) => new Promise((ok, bad) => {
+    const timer = setTimeout(() => bad(new Error(`no such frame in ${ms} ms`)), ms);
+    const step = (_now, meta) => {
+      const r = test(v, meta);
+      if (r) { clearTimeout(timer); ok(r); } else v.requestVideoFrameCallback(step);
+    };
+    v.requestVideoFrameCallback(step);
+  });
+  // Centre of mass of the pixels close to `rgb`, in video pixels; null when there are too few.
+  const dotCanvas = document.createElement('canvas');
+  const dctx = dotCanvas.getContext('2d', { willReadFrequently: true });
+  const dot = (v, rgb) => {
+    const w = v.videoWidth, h = v.videoHeight;
+    dotCanvas.width = w; dotCanvas.height = h;
+    dctx.drawImage(v, 0, 0, w, h);
+    const px = dctx.getImageData(0, 0, w, h).data;
+    let n = 0, sx = 0, sy = 0;
+    for (let y = 0; y < h; y += 2) for (let x = 0; x < w; x += 2) {
+      const o = (y * w + x) * 4;
+      if (Math.abs(px[o] - rgb[0]) < 45 && Math.abs(px[o + 1] - rgb[1]) < 45 && Math.abs(px[o + 2] - rgb[2]) < 45) {
+        n++; sx += x; sy += y;
+      }
+    }
+    return n > 40 ? { x: sx / n, y: sy / n, n, w, h } : null;
+  };
+  globalThis.probe = { strip, ageMs, video, frameWhere, dot };
+}
+
+/** Opens the demo's page with the probe installed and waits for a moving, readable picture. */
+export async function openPage(browser, url, { viewport = { width: 1280, height: 900 }, touch = false } = {}) {
+  const context = await browser.newContext({ viewport, hasTouch: touch, isMobile: touch });
+  const page = await context.newPage();
+  page.on('pageerror', (e) => console.error('page error:', e.message));
+  page.on('console', (m) => { if (m.type() === 'error') console.error('page console:', m.text()); });
+  await page.addInitScript(inPage);
+  await page.goto(url);
+  await page.waitForFunction(() => {
+    const v = probe.video();
+    return v && v.videoWidth > 0 && probe.strip(v);
+  }, null, { timeout: 15_000 });
+  return page;
+}
+
+/** Percentile of a list of numbers. */
+export function percentile(values, p) {
+  const s = [...values].sort((a, b) => a - b);
+  return s.length ? s[Math.min(s.length - 1, Math.floor((p / 100) * s.length))] : NaN;
+}
+
+/** Keeps a figure for SPECIFICATION.md: prints it and appends it to the artefacts. */
+export function figure(name, value) {
+  console.log(`figure ${name} = ${typeof value === 'object' ? JSON.stringify(value) : value}`);
+}

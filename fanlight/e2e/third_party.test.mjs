@@ -1,0 +1,68 @@
+// A WHEP client that this project did not write (aiortc) joins, decodes, leaves; two hundred
+// joins and leaves give back everything they took.
+
+import assert from 'node:assert/strict';
+import { execFile } from 'node:child_process';
+import { readFileSync, readdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
+import { figure, startDemo } from './lib.mjs';
+
+const run = promisify(execFile);
+const python = process.env.FANLIGHT_PYTHON ?? 'python3';
+const client = join(dirname(fileURLToPath(import.meta.url)), 'whep_client.py');
+
+describe('aiortc', { timeout: 400_000 }, () => {
+  let demo;
+  before(async () => { demo = await startDemo(['--size', '360x640', '--fps', '30']); });
+  after(async () => { await demo?.stop(); });
+
+  const viewer = async (mode, count) => {
+    const { stdout } = await run(python, [client, mode, demo.ready.whep_url, demo.ready.join_token, String(count)]);
+    return JSON.parse(stdout);
+  };
+
+  test('joins, decodes 120 frames, leaves', async () => {
+    const r = await viewer('decode', 120);
+    figure('aiortc', r);
+    assert.deepEqual([r.frames, r.width, r.height], [120, 360, 640]);
+  });
+
+  test('200 joins and leaves give back memory, tasks, sockets and map entries', async () => {
+    await viewer('churn', 20); // warm: allocator, caches and pools reach their working size
+    const before = await state();
+    figure('churn', await viewer('churn', 200));
+    const after = await settled(before);
+    figure('state_before_and_after_200_joins', { before, after });
+    assert.equal(after.sockets, before.sockets, 'sockets');
+    assert.equal(after.threads, before.threads, 'threads');
+    for (const [name, value] of Object.entries(before.gauges)) assert.equal(after.gauges[name], value, name);
+    assert.ok(after.rss_kib - before.rss_kib < 6 * 1024, `grew by ${after.rss_kib - before.rss_kib} KiB`);
+  });
+
+  // Gauges that count live things must be back; a viewer's last packets may still be on their way.
+  async function settled(before) {
+    const deadline = Date.now() + 20_000;
+    for (;;) {
+      const now = await state();
+      const same = now.sockets === before.sockets && Object.entries(before.gauges).every(([k, v]) => now.gauges[k] === v);
+      if (same || Date.now() > deadline) return now;
+      await new Promise((ok) => setTimeout(ok, 500)); // metrics are published once a second
+    }
+  }
+
+  async function state() {
+    const pid = demo.child.pid;
+    const text = await (await fetch(demo.ready.metrics_url)).text();
+    const gauges = {};
+    for (const line of text.split('\n')) {
+      const m = /^(fanlight_[a-z0-9_]*(?:sessions|viewers|tasks|addresses|timers|ufrags|map_entries)(?:_active|_current|_live)?)(\{[^}]*\})? ([0-9.e+]+)$/.exec(line);
+      if (m && !m[1].endsWith('_total')) gauges[m[1] + (m[2] ?? '')] = Number(m[3]);
+    }
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    const field = (n) => Number(new RegExp(`^${n}:\\s+(\\d+)`, 'm').exec(status)[1]);
+    return { rss_kib: field('VmRSS'), threads: field('Threads'), sockets: readdirSync(`/proc/${pid}/fd`).length, gauges };
+  }
+});
