@@ -1,1 +1,76 @@
-//! The router's mind, sans-IO: streams, viewers, GOP cache, keyframe merging, input permission
+//! The router's mind, sans-IO: streams, viewers, GOP cache, keyframe merging, input permission.
+//!
+//! It is not a server: no sockets, no clock, no threads, no locks, no async. A shard (one pinned
+//! thread in the `router` crate) owns one [`Core`], feeds it what happened and does what it says.
+//!
+//! # The contract
+//!
+//! **Call one input, then drain [`Core::poll_output`] until it returns `None`, then arm a timer
+//! for [`Core::next_timeout`].** Time only enters as the `now` argument, and never runs backwards.
+//! Inputs are every `&mut self` method that takes `now`. Several inputs may be given before a
+//! drain (a shard does so when it reads a batch of datagrams); what must not happen is to wait
+//! for the network without having drained.
+//!
+//! ```
+//! # use std::time::{Duration, Instant};
+//! use fanlight_router_core::{Core, CoreConfig, Output};
+//!
+//! # let mut now = Instant::now();
+//! let mut core = Core::new(CoreConfig::new(vec!["127.0.0.1:5000".parse().unwrap()]), now, 1);
+//! for _turn in 0..3 {
+//!     // 1. Inputs: a datagram from the socket, a frame from the ring, a join from the inbox.
+//!     core.datagram(now, "192.0.2.7:4000".parse().unwrap(), "127.0.0.1:5000".parse().unwrap(), b"?");
+//!     core.timeout(now);
+//!     // 2. Outputs, until there are none.
+//!     while let Some(output) = core.poll_output() {
+//!         match output {
+//!             Output::Transmit { to, bytes, .. } => { let _ = (to, bytes); /* socket.send_to */ }
+//!             Output::ToDevice { message, .. } => { let _ = message; /* hop control stream */ }
+//!             Output::KeyframeRequest { .. } => { /* hop control stream */ }
+//!             Output::ViewerConnected { .. } | Output::ViewerGone { .. } => { /* tell the node */ }
+//!         }
+//!     }
+//!     // 3. Sleep until the socket is readable or this moment comes.
+//!     let wait = core.next_timeout().map(|at| at.saturating_duration_since(now));
+//!     now += wait.unwrap_or(Duration::from_millis(10));
+//! }
+//! assert_eq!(core.counters().datagrams_unknown, 3);
+//! ```
+//!
+//! # Invariants
+//!
+//! * Nothing a viewer sends can panic the shard: every call that takes a viewer's bytes is behind
+//!   `catch_unwind`, and the viewer whose bytes did it is dropped and counted. Therefore no
+//!   profile may be built with `panic = "abort"`.
+//! * Every table, queue and buffer has a bound in [`limits`].
+//! * An [`str0m::Rtc`] is polled only when it is dirty; no input looks at all viewers but a frame,
+//!   which looks at the viewers of its own stream.
+//! * A viewer never makes another viewer wait, and a join never costs the encoder a keyframe while
+//!   the current group of pictures is in the cache.
+//!
+//! # Reading order
+//!
+//! [`core`](crate::Core) (tables and dispatch) → `viewer` (life of one viewer) → `join` (offer to
+//! answer) → `stream`, `gop`, `keyframe` (media) → `egress`, `rewrite` (one frame to one viewer)
+//! → `input` (data channel to device) → `demux`.
+#![forbid(unsafe_code)]
+
+mod api;
+mod core;
+mod counters;
+mod error;
+mod frame;
+pub mod limits;
+
+pub use api::{
+    Answer, CoreConfig, DownReason, GoneReason, JoinRequest, KeyframeReason, LeaveReason, Output,
+    Role, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+};
+pub use core::Core;
+pub use counters::Counters;
+pub use error::JoinError;
+pub use frame::{Frame, SpsFacts};
+pub use join::{ParsedOffer, parse_offer};
+pub use limits::Limits;
+
+mod join;

@@ -1,0 +1,96 @@
+//! Plain counters of one core, read by the shard once a second as absolute values.
+//!
+//! Not metrics: names, help and labels are in the `router` crate. Invariant: only ever increased,
+//! by the one thread that owns the core. Opened/closed pairs stand in for gauges.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Everything the core counts. All values only grow.
+        #[derive(Debug, Clone, Default, PartialEq, Eq)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counters {
+            /// Name and value of each counter, in the order of declaration.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Streams that became known.
+    streams_opened,
+    /// Streams that were removed.
+    streams_closed,
+    /// Streams refused because the table is full.
+    streams_refused,
+    /// Joins answered.
+    viewers_joined,
+    /// Joins refused, for any reason.
+    joins_refused,
+    /// Viewers whose ICE and DTLS completed.
+    viewers_connected,
+    /// Viewers whose state was dropped.
+    viewers_gone,
+    /// Viewers that did not connect before the deadline.
+    viewers_never_connected,
+    /// Viewers dropped because their bytes made the protocol library panic.
+    viewer_panics,
+    /// Viewers dropped because the protocol library returned an error.
+    viewer_errors,
+    /// Frames taken in.
+    frames_in,
+    /// Frames refused: of an old epoch, of an unknown stream, or beyond a bound.
+    frames_refused,
+    /// Holes seen in the source's frame numbers.
+    frame_gaps,
+    /// Frames given to viewers' egress, live.
+    frames_forwarded,
+    /// Frames given to viewers' egress from the cache.
+    frames_replayed,
+    /// Live frames not given to a viewer because it waits for a keyframe or its backlog is full.
+    frames_skipped,
+    /// RTP packets given to viewers' egress.
+    packets_forwarded,
+    /// Payload bytes given to viewers' egress.
+    bytes_forwarded,
+    /// Groups of pictures replayed from the cache.
+    gop_replays,
+    /// Times a cache reached its bound and closed until the next keyframe.
+    gop_overflows,
+    /// PLI and FIR received from viewers.
+    keyframe_wanted,
+    /// Of these, answered from the cache.
+    keyframe_from_cache,
+    /// Keyframe requests sent to encoders.
+    keyframe_requested,
+    /// Datagrams taken in.
+    datagrams_in,
+    /// Datagrams of no known viewer.
+    datagrams_unknown,
+    /// Datagrams that are no STUN, DTLS, RTP or RTCP.
+    datagrams_malformed,
+    /// STUN requests whose credentials are wrong.
+    stun_rejected,
+    /// Datagrams sent.
+    datagrams_out,
+    /// Bytes sent.
+    bytes_out,
+    /// Polls of a viewer's protocol state.
+    rtc_polls,
+    /// Input messages accepted and handed to a device.
+    inputs_forwarded,
+    /// Moves replaced by a newer move of the same pointer before they were sent.
+    inputs_coalesced,
+    /// Input messages refused because the viewer is not a controller.
+    inputs_denied_role,
+    /// Input messages refused by the rate limit.
+    inputs_denied_rate,
+    /// Input messages that do not parse.
+    inputs_malformed,
+    /// Input messages refused because the device is offline.
+    inputs_denied_offline,
+    /// Messages to viewers dropped because their data channel's buffer is full.
+    channel_messages_dropped,
+}

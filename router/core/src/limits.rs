@@ -1,0 +1,87 @@
+//! Every bound of the core, with how it was chosen and what happens when it is reached.
+//!
+//! Values that an operator may want to change are fields of [`Limits`]; the rest are constants.
+
+use std::time::Duration;
+
+/// Largest offer read, in bytes. Chromium's with audio, video and data is 7 kB; the parser costs
+/// 120-190 ns per byte, so this caps one parse at 6 ms. Beyond it: [`crate::JoinError::OfferTooLarge`].
+pub const OFFER_BYTES_MAX: usize = 32 * 1024;
+
+/// Most media sections read in an offer: video, audio and data, with room for players that offer
+/// more than they need. Beyond it the offer is refused.
+pub const OFFER_SECTIONS_MAX: usize = 16;
+
+/// Most H.264 payload types of an offer that are looked at. Chromium offers eight, of which four
+/// are in packetization mode 1. Those beyond it are ignored.
+pub const OFFER_CODECS_MAX: usize = 32;
+
+/// Addresses remembered per viewer. A browser with Wi-Fi, Ethernet, VPN and IPv6 checks from
+/// about six; one more replaces the oldest, so that a flood of checks costs nothing.
+pub const ADDRESSES_PER_VIEWER_MAX: usize = 8;
+
+/// Largest RTP payload accepted from the ingest side: str0m serialises into 2,000 bytes, of which
+/// up to 80 are header. A frame with a larger one is dropped and counted.
+pub const PAYLOAD_BYTES_MAX: usize = 1_600;
+
+/// Most payloads of one frame: 4 MiB access unit in 1,100-byte pieces is 3,813. A frame with more
+/// is dropped and counted.
+pub const PAYLOADS_PER_FRAME_MAX: usize = 4_096;
+
+/// Bounds that depend on the machine or the service.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Viewers on this core. One core carries about 2,500 viewers of 2.5 Mbit/s at best; the rest
+    /// is for streams of lower rate. Beyond it: [`crate::JoinError::Full`].
+    pub viewers_max: usize,
+    /// Streams on this core; a device host has tens. Beyond it streams are not taken up.
+    pub streams_max: usize,
+    /// Frames in one stream's cache: 10 s at 60 fps. At the bound the cache closes until the next
+    /// keyframe, and joiners wait for one, requested on their behalf.
+    pub gop_frames_max: usize,
+    /// Bytes in one stream's cache: 10 s at 3.3 Mbit/s. Same behaviour at the bound.
+    pub gop_bytes_max: usize,
+    /// Time within which ICE and DTLS must complete. str0m prunes a silent peer's pairs after the
+    /// same 15 s.
+    pub connect_deadline: Duration,
+    /// Time given to the farewell (BYE, DTLS close) to be sent.
+    pub close_deadline: Duration,
+    /// Least time between two keyframe requests of one stream. A keyframe of a 2.5 Mbit/s stream
+    /// takes 100-200 ms to arrive: asking again sooner only makes the encoder send two.
+    pub keyframe_interval: Duration,
+    /// After this long a waiting viewer's request is repeated, in case the first was lost.
+    pub keyframe_retry: Duration,
+    /// Input messages per second that one controller may send on average. A 120 Hz screen with
+    /// two fingers moves 240 times a second.
+    pub input_rate: u32,
+    /// Input messages that may come at once.
+    pub input_burst: u32,
+    /// Packets of backlog (replay, large keyframe) sent per pacing tick to one viewer.
+    pub pace_packets: usize,
+    /// Length of a pacing tick. 48 packets per 4 ms is about 110 Mbit/s: a two-second group of
+    /// pictures at 2.5 Mbit/s (570 packets) is out after 50 ms and fits a browser's socket buffer
+    /// all along.
+    pub pace_tick: Duration,
+    /// Packets kept per viewer for retransmission. 512 is two seconds at 2.5 Mbit/s.
+    pub rtx_packets: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            viewers_max: 4_000,
+            streams_max: 1_024,
+            gop_frames_max: 600,
+            gop_bytes_max: 4 * 1024 * 1024,
+            connect_deadline: Duration::from_secs(15),
+            close_deadline: Duration::from_secs(1),
+            keyframe_interval: Duration::from_millis(300),
+            keyframe_retry: Duration::from_secs(1),
+            input_rate: 480,
+            input_burst: 240,
+            pace_packets: 48,
+            pace_tick: Duration::from_millis(4),
+            rtx_packets: 512,
+        }
+    }
+}
