@@ -1,0 +1,4 @@
+//! scrcpy.
+
+pub mod stream;
+pub mod table;
