@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             (f32::from(u16::try_from(n % 120)?) / 120.0 * std::f32::consts::TAU).sin_cos();
         let action = if n == 0 { TouchAction::Down } else { TouchAction::Move };
         model.touch(action, 0, 0.5 + sin * 0.3, 0.6 + cos * 0.2, us);
-        let stamp = Stamp { frame_number: n, capture_unix_ms: us / 1000, touch_count: 1 };
+        let stamp = Stamp::new(n, us / 1000, 1);
         let start = Instant::now();
         renderer.draw(&model, &Moment { now_us: us, clock_us: us, stamp });
         let drawn = Instant::now();

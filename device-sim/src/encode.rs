@@ -115,7 +115,7 @@ impl VideoEncoder {
 fn silence(encoder: &mut Encoder) {
     /// `ENCODER_OPTION_TRACE_LEVEL` of openh264's `codec_app_def.h`.
     const TRACE_LEVEL: i32 = 25;
-    /// `WELS_LOG_ERROR`: what is worth seeing.
+    // `WELS_LOG_ERROR`: what is worth seeing.
     let mut errors_only: i32 = 1;
     // SAFETY: the trace level is the one option that openh264 accepts before its parameters are
     // set; it reads one `int` from the pointer during the call and keeps no reference. The encoder
@@ -147,11 +147,7 @@ mod tests {
 
     fn moment(n: u32) -> Moment {
         let us = 1_700_000_000_000_000 + u64::from(n) * 33_333;
-        let stamp = Stamp {
-            frame_number: n,
-            capture_unix_ms: us / 1000,
-            touch_count: u8::try_from(n).unwrap(),
-        };
+        let stamp = Stamp::new(n, us / 1000, u8::try_from(n).unwrap());
         Moment { now_us: us, clock_us: us, stamp }
     }
 

@@ -12,4 +12,4 @@ mod text;
 pub mod yuv;
 
 pub use model::ScreenModel;
-pub use render::{Moment, Renderer};
+pub use render::{Moment, RenderError, Renderer};

@@ -19,6 +19,9 @@ const MAGIC_START: u8 = 0xA5;
 /// Last byte of the strip; it differs from the first so that a flipped picture is not read.
 const MAGIC_END: u8 = 0x5A;
 
+/// The 40 bits of the time; they wrap after 34 years.
+const TIME_MASK: u64 = (1 << 40) - 1;
+
 /// What the strip says about one picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
@@ -31,6 +34,26 @@ pub struct Stamp {
 }
 
 impl Stamp {
+    /// A stamp for this picture number and Unix time, both cut to what the strip can carry.
+    #[must_use]
+    pub fn new(frame_number: u32, unix_ms: u64, touch_count: u8) -> Self {
+        Self {
+            frame_number: frame_number & 0x00FF_FFFF,
+            capture_unix_ms: unix_ms & TIME_MASK,
+            touch_count,
+        }
+    }
+
+    /// How long before `now_unix_ms` the picture was drawn, in milliseconds; negative when the
+    /// reader's clock is behind.
+    #[must_use]
+    pub fn age_ms(&self, now_unix_ms: u64) -> i64 {
+        let ahead = (now_unix_ms & TIME_MASK).wrapping_sub(self.capture_unix_ms) & TIME_MASK;
+        // The upper half of the circle means "in the future".
+        let signed = if ahead > TIME_MASK / 2 { ahead | !TIME_MASK } else { ahead };
+        i64::from_ne_bytes(signed.to_ne_bytes())
+    }
+
     /// The 96 bits of the strip in the low end of a `u128`.
     #[must_use]
     pub fn to_bits(self) -> u128 {
@@ -146,6 +169,15 @@ mod tests {
             let luma = |x: usize, y: usize| rgba[(y * width as usize + x) * 4];
             assert_eq!(read(width, luma), Some(STAMP), "width {width}");
         }
+    }
+
+    #[test]
+    fn age_is_right_across_the_wrap() {
+        let now = 1_800_000_000_123;
+        let stamp = Stamp::new(1, now - 45, 0);
+        assert_eq!(stamp.age_ms(now), 45);
+        assert_eq!(stamp.age_ms(now - 100), -55);
+        assert_eq!(Stamp::new(0, TIME_MASK, 0).age_ms(TIME_MASK + 3), 3);
     }
 
     #[test]
