@@ -39,7 +39,7 @@ reasons! {
     ViewerNotFound = "VIEWER_NOT_FOUND",
     /// The node is not known.
     NodeNotFound = "NODE_NOT_FOUND",
-    /// A stream of that name exists with another specification.
+    /// A stream of that name exists.
     StreamExists = "STREAM_EXISTS",
     /// A viewer of that name exists.
     ViewerExists = "VIEWER_EXISTS",
@@ -87,6 +87,20 @@ reasons! {
     Overloaded = "OVERLOADED",
     /// What was asked is not supported by this node.
     Unsupported = "UNSUPPORTED",
+    /// The caller's deadline passed before there was an answer; the work may still be done.
+    DeadlineExceeded = "DEADLINE_EXCEEDED",
+    /// The certificate shown is not that of the node named.
+    NodeIdentity = "NODE_IDENTITY",
+    /// A bounded table of the control plane is full.
+    TableFull = "TABLE_FULL",
+    /// The store of the control plane does not answer; retry later.
+    StoreUnavailable = "STORE_UNAVAILABLE",
+    /// The origin router was lost; the stream moves when another router can take it.
+    OriginLost = "ORIGIN_LOST",
+    /// The origin router was restarted; its streams go on under a greater epoch.
+    OriginRestarted = "ORIGIN_RESTARTED",
+    /// The ingest worker cannot push to the origin router.
+    PushBroken = "PUSH_BROKEN",
     /// A fault of ours; it is logged.
     Internal = "INTERNAL",
 }

@@ -1,0 +1,360 @@
+//! Intents on streams. Not who is picked (that is `place.rs`) nor when a stream moves
+//! (`witness.rs`). Invariant: the epoch of a stream only grows, and a word about an epoch that is
+//! not the newest changes nothing.
+
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use fanlight_proto::{
+    control::v1::DeleteStreamResponse,
+    id::{NodeId, StreamId},
+    node::v1::StreamReport,
+    reason::Reason,
+    types::v1::StreamState,
+};
+use prost::Message as _;
+
+use super::{
+    requests::Seen,
+    state::{State, full},
+};
+use crate::{
+    clock::{UnixUs, us},
+    error::ControlError,
+    store::{
+        AssignOrigin, CreateStream, DeleteStream, LinkId, Once, Page, StarveStream, WantView,
+        rows::{Assigned, PushWord, StreamRow},
+    },
+};
+
+/// Longest reason word or sentence kept from a node.
+const MAX_REASON_CHARS: usize = 200;
+/// Refusals kept per stream; more than the candidates that are ever tried in a row.
+const MAX_REFUSED: usize = 8;
+
+impl State {
+    pub(super) fn create_stream(
+        &mut self,
+        now: UnixUs,
+        intent: CreateStream,
+    ) -> Result<Once<Arc<StreamRow>>, ControlError> {
+        match self.seen(intent.request.as_ref())? {
+            Seen::Answered(answer) => return Ok(Once::Answered(answer)),
+            // Begun, and its stream still there: go on from it. Gone: begin again.
+            Seen::Open => {
+                if let Some(row) = self.stream(&intent.id) {
+                    return Ok(Once::Before(row));
+                }
+            }
+            Seen::No => {}
+        }
+        if self.streams.contains_key(&intent.id) {
+            let name = intent.id.resource_name();
+            return Err(ControlError::new(Reason::StreamExists, "the stream exists")
+                .about("fanlight.Stream", name));
+        }
+        if self.streams.len() >= self.limits.streams {
+            return Err(full("streams", self.limits.streams));
+        }
+        self.record(now, intent.request.as_ref(), None);
+        let counts = self.counts.get(&intent.id).copied().unwrap_or_default();
+        let row = StreamRow {
+            id: intent.id,
+            device: intent.device,
+            spec: intent.spec,
+            state: StreamState::Pending,
+            reason: String::new(),
+            ingest: None,
+            epoch: 0,
+            assigned: None,
+            accepted: None,
+            refused: Vec::new(),
+            push: PushWord::Unknown,
+            attempts: 0,
+            due_us: 0,
+            create_us: now,
+            update_us: now,
+            version: 0,
+            viewers: counts.connected,
+        };
+        Ok(Once::Now(self.put_stream(now, row)))
+    }
+
+    pub(super) fn assign_origin(
+        &mut self,
+        now: UnixUs,
+        intent: AssignOrigin,
+    ) -> Result<Arc<StreamRow>, ControlError> {
+        let row = self
+            .stream(&intent.stream)
+            .ok_or_else(|| ControlError::no_stream(intent.stream.resource_name()))?;
+        if row.epoch != intent.expect_epoch {
+            return Err(ControlError::new(Reason::StaleEpoch, "the stream was assigned meanwhile"));
+        }
+        let lives = self.nodes.get(&intent.node).map(|n| n.incarnation);
+        if lives != Some(intent.incarnation) {
+            return Err(ControlError::new(Reason::StaleIncarnation, "the router was restarted"));
+        }
+        let epoch = self.next_epoch(now, row.epoch);
+        if let Some(node) = self.nodes.get_mut(&intent.node) {
+            let node = Arc::make_mut(node);
+            node.placed_streams = node.placed_streams.saturating_add(1);
+        }
+        self.edit_stream(now, &intent.stream, |row| {
+            row.epoch = epoch;
+            row.assigned = Some(Assigned {
+                epoch,
+                node: intent.node,
+                incarnation: intent.incarnation,
+                push_token: intent.push_token,
+            });
+            row.ingest = Some(intent.ingest);
+            row.push = PushWord::Unknown;
+            row.state = moving(row);
+            row.reason = intent.reason;
+            row.due_us = 0;
+        })
+    }
+
+    /// A router lives a new life: the streams of its old one go on there under greater epochs.
+    pub(super) fn reassign_restarted(&mut self, now: UnixUs, node: &NodeId, incarnation: u64) {
+        let streams = self.by_node.get(node).cloned().unwrap_or_default();
+        for id in streams {
+            let old = |row: &StreamRow| match &row.assigned {
+                Some(a) => a.node == *node && a.incarnation < incarnation,
+                None => false,
+            };
+            let Some(stored) = self.streams.get(&id).filter(|r| old(r)).map(|r| r.epoch) else {
+                continue;
+            };
+            let epoch = self.next_epoch(now, stored);
+            // The row is there: it was read above.
+            let _ = self.edit_stream(now, &id, |row| {
+                row.epoch = epoch;
+                if let Some(assigned) = &mut row.assigned {
+                    assigned.epoch = epoch;
+                    assigned.incarnation = incarnation;
+                }
+                row.push = PushWord::Unknown;
+                row.state = moving(row);
+                row.reason = Reason::OriginRestarted.as_str().to_owned();
+                row.refused.clear();
+                row.due_us = 0;
+            });
+        }
+    }
+
+    pub(super) fn accept_origin(
+        &mut self,
+        now: UnixUs,
+        link: &LinkId,
+        stream: &StreamId,
+        epoch: u64,
+    ) -> Result<(), ControlError> {
+        self.linked(link)?;
+        let newest = self.streams.get(stream).and_then(|r| r.assigned.as_ref());
+        let matches = newest.is_some_and(|a| {
+            a.node == link.node && a.incarnation == link.incarnation && a.epoch == epoch
+        });
+        if matches {
+            self.edit_stream(now, stream, accept)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse_origin(
+        &mut self,
+        now: UnixUs,
+        link: &LinkId,
+        stream: &StreamId,
+        epoch: u64,
+        reason: &str,
+    ) -> Result<(), ControlError> {
+        self.linked(link)?;
+        let newest = self.streams.get(stream).and_then(|r| r.assigned.as_ref());
+        if newest.is_some_and(|a| a.node == link.node && a.epoch == epoch) {
+            self.edit_stream(now, stream, |row| {
+                // Back to the origin that took it, if any: media may still run there.
+                row.assigned = row.accepted.take_if(|a| a.epoch != epoch);
+                row.accepted.clone_from(&row.assigned);
+                if row.refused.len() < MAX_REFUSED {
+                    row.refused.push(link.node.clone());
+                }
+                row.attempts = row.attempts.saturating_add(1);
+                row.reason = cut(reason);
+                if row.assigned.is_none() {
+                    row.state = StreamState::Pending;
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn starve_stream(
+        &mut self,
+        now: UnixUs,
+        intent: &StarveStream,
+    ) -> Result<(), ControlError> {
+        let Some(row) = self.streams.get(&intent.stream) else {
+            return Ok(());
+        };
+        if row.epoch == intent.expect_epoch {
+            self.edit_stream(now, &intent.stream, |row| {
+                if row.accepted.is_none() {
+                    row.state = StreamState::Starved;
+                }
+                row.reason = intent.reason.as_str().to_owned();
+                row.refused.clear();
+                row.attempts = row.attempts.saturating_add(1);
+                row.due_us = now.saturating_add(us(intent.retry));
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn defer_stream(
+        &mut self,
+        now: UnixUs,
+        stream: &StreamId,
+        after: Duration,
+    ) -> Result<(), ControlError> {
+        if let Some(row) = self.streams.get_mut(stream) {
+            let row = Arc::make_mut(row);
+            self.due_streams.remove(&(row.due_us, stream.clone()));
+            row.due_us = now.saturating_add(us(after));
+            self.due_streams.insert((row.due_us, stream.clone()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn report_stream(
+        &mut self,
+        now: UnixUs,
+        link: &LinkId,
+        report: &StreamReport,
+    ) -> Result<(), ControlError> {
+        self.linked(link)?;
+        let Ok(id) = StreamId::from_resource_name(&report.stream) else {
+            return Err(ControlError::field("streams.stream", "not a stream's name"));
+        };
+        let Some(row) = self.streams.get(&id) else {
+            return Ok(());
+        };
+        let named = |a: &Option<Assigned>| a.as_ref().is_some_and(|a| a.epoch == report.epoch);
+        let from_origin = named(&row.assigned)
+            && row.assigned.as_ref().is_some_and(|a| a.node == link.node);
+        let from_ingest = named(&row.accepted) && row.ingest.as_ref() == Some(&link.node);
+        let state = report.state();
+        if from_origin && matches!(state, StreamState::Assigned | StreamState::Live) {
+            self.edit_stream(now, &id, |row| {
+                accept(row);
+                row.state = state;
+                row.reason = cut(&report.reason);
+            })?;
+        } else if from_ingest {
+            self.edit_stream(now, &id, |row| {
+                row.push = match state {
+                    StreamState::Live => PushWord::Healthy,
+                    StreamState::Starved => PushWord::Broken,
+                    _ => PushWord::Unknown,
+                };
+                if row.state != StreamState::Live {
+                    row.reason = cut(&report.reason);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn delete_stream(
+        &mut self,
+        now: UnixUs,
+        intent: DeleteStream,
+    ) -> Result<Once<u32>, ControlError> {
+        if let Seen::Answered(answer) = self.seen(intent.request.as_ref())? {
+            return Ok(Once::Answered(answer));
+        }
+        let Some(row) = self.streams.get(&intent.id) else {
+            if !intent.allow_missing {
+                return Err(ControlError::no_stream(intent.id.resource_name()));
+            }
+            return Ok(Once::Now(self.record_deleted(now, &intent, 0)));
+        };
+        if intent.version.is_some_and(|v| v != row.version) {
+            return Err(ControlError::new(Reason::EtagMismatch, "the stream changed meanwhile")
+                .about("fanlight.Stream", intent.id.resource_name()));
+        }
+        let closed = self.counts.get(&intent.id).map_or(0, |c| c.present);
+        self.remove_stream(&intent.id);
+        let viewers = self.viewers.get(&intent.id).map(|v| v.keys().cloned().collect::<Vec<_>>());
+        for viewer in viewers.unwrap_or_default() {
+            self.remove_viewer(&(intent.id.clone(), viewer));
+        }
+        Ok(Once::Now(self.record_deleted(now, &intent, closed)))
+    }
+
+    fn record_deleted(&mut self, now: UnixUs, intent: &DeleteStream, viewers_closed: u32) -> u32 {
+        let answer = DeleteStreamResponse { viewers_closed }.encode_to_vec();
+        self.record(now, intent.request.as_ref(), Some(Bytes::from(answer)));
+        viewers_closed
+    }
+
+    pub(super) fn page_streams(
+        &self,
+        after: Option<&StreamId>,
+        limit: usize,
+    ) -> Page<Arc<StreamRow>> {
+        page(&self.streams, after, limit)
+    }
+
+    pub(super) fn unplaced(&self, limit: usize) -> Vec<StreamId> {
+        self.unplaced.iter().take(limit).cloned().collect()
+    }
+
+    pub(super) fn wants(&self, node: &NodeId) -> WantView {
+        let ids = self.by_node.get(node);
+        let rows: Vec<_> =
+            ids.into_iter().flatten().filter_map(|id| self.streams.get(id).cloned()).collect();
+        let mut addresses = BTreeMap::new();
+        for origin in rows.iter().filter_map(|r| r.accepted.as_ref()).map(|a| &a.node) {
+            if let Some(row) = self.nodes.get(origin) {
+                addresses.entry(origin.clone()).or_insert_with(|| row.addresses());
+            }
+        }
+        WantView { rows, addresses }
+    }
+}
+
+/// The newest assignment was taken.
+fn accept(row: &mut StreamRow) {
+    if row.is_accepted() {
+        return;
+    }
+    row.accepted.clone_from(&row.assigned);
+    row.state = StreamState::Assigned;
+    row.reason.clear();
+    row.refused.clear();
+    row.attempts = 0;
+    row.due_us = 0;
+}
+
+/// State of a stream that was just assigned.
+fn moving(row: &StreamRow) -> StreamState {
+    if row.accepted.is_some() { StreamState::Moving } else { StreamState::Pending }
+}
+
+fn cut(reason: &str) -> String {
+    reason.chars().take(MAX_REASON_CHARS).collect()
+}
+
+/// One page of an ordered table.
+pub(super) fn page<K: Ord, V: Clone>(
+    table: &BTreeMap<K, V>,
+    after: Option<&K>,
+    limit: usize,
+) -> Page<V> {
+    let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+    let mut rows = table.range((from, Bound::Unbounded)).map(|(_, v)| v.clone());
+    let page = rows.by_ref().take(limit).collect();
+    Page { rows: page, more: rows.next().is_some() }
+}
