@@ -19,6 +19,8 @@
 #![doc = include_str!("../WIRE.md")]
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod fuzz;
 pub mod h264;
 pub mod input;
 pub mod pack;
