@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::frame::SpsFacts;
+use fanlight_wire::h264::SpsFacts;
+
 use crate::join::ParsedOffer;
 use crate::limits::Limits;
 
@@ -64,7 +65,7 @@ pub struct StreamInfo {
     pub epoch: u64,
     /// Parameter set facts, when the publisher said them before its first keyframe.
     pub params: Option<Arc<SpsFacts>>,
-    /// Quarter turns clockwise of the picture, told to viewers in the session message.
+    /// Quarter turns counter-clockwise of the picture, 0 to 3, told to viewers in the session message.
     pub rotation: u8,
 }
 

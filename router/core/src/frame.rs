@@ -7,22 +7,7 @@
 
 use std::sync::Arc;
 
-/// What a sequence parameter set says about the pictures that follow.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SpsFacts {
-    /// Cropped width in pixels.
-    pub width: u32,
-    /// Cropped height in pixels.
-    pub height: u32,
-    /// `profile_idc`.
-    pub profile_idc: u8,
-    /// The byte of constraint flags.
-    pub constraint_flags: u8,
-    /// `level_idc`.
-    pub level_idc: u8,
-    /// Reordering depth, when the stream states it.
-    pub max_num_reorder_frames: Option<u32>,
-}
+use fanlight_wire::h264::SpsFacts;
 
 /// One encoded picture.
 #[derive(Debug, Clone)]

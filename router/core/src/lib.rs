@@ -55,12 +55,25 @@
 //! → `input` (data channel to device) → `demux`.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod api;
+mod codec;
 mod core;
 mod counters;
+mod demux;
+mod egress;
 mod error;
+mod feed;
 mod frame;
+mod gop;
+mod input;
+mod join;
+mod keyframe;
 pub mod limits;
+mod rewrite;
+mod sdp;
+mod stream;
+mod viewer;
 
 pub use api::{
     Answer, CoreConfig, DownReason, GoneReason, JoinRequest, KeyframeReason, LeaveReason, Output,
@@ -69,8 +82,7 @@ pub use api::{
 pub use core::Core;
 pub use counters::Counters;
 pub use error::JoinError;
-pub use frame::{Frame, SpsFacts};
+pub use fanlight_wire::h264::SpsFacts;
+pub use frame::Frame;
 pub use join::{ParsedOffer, parse_offer};
 pub use limits::Limits;
-
-mod join;

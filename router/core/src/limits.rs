@@ -28,6 +28,16 @@ pub const PAYLOAD_BYTES_MAX: usize = 1_600;
 /// is dropped and counted.
 pub const PAYLOADS_PER_FRAME_MAX: usize = 4_096;
 
+/// Pointers that one viewer may hold down at once; Android reports at most 16. A further down is
+/// refused.
+pub const HELD_POINTERS_MAX: usize = 16;
+
+/// Keys that one viewer may hold down at once: more than fingers. A further down is refused.
+pub const HELD_KEYS_MAX: usize = 16;
+
+/// Data channels that a viewer may open; the player opens two. One more ends the viewer.
+pub const CHANNELS_PER_VIEWER_MAX: usize = 8;
+
 /// Bounds that depend on the machine or the service.
 #[derive(Debug, Clone)]
 pub struct Limits {

@@ -1,0 +1,247 @@
+//! The life of one viewer: Joining, Live, Closing; its protocol state, feed, input and timers.
+//!
+//! Not the tables it stands in (`core`). Invariant: every call into the protocol library goes
+//! through [`Viewer::guard`], so that whatever a viewer's bytes do to it stays with that viewer.
+
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use str0m::channel::ChannelId;
+use str0m::net::{Protocol, Receive};
+use str0m::{Event, Input, Output as RtcOutput, Rtc};
+
+use crate::api::{GoneReason, Role, SessionId, StreamKey, ViewerState, ViewerStats};
+use crate::demux::Entries;
+use crate::egress::{EgressPath, RtpModePath};
+use crate::feed::Feed;
+use crate::input::Inputs;
+
+/// Protocol timers further away than this are not set: the library says "never" with a moment a
+/// century away.
+const TIMER_MAX: Duration = Duration::from_secs(3_600);
+
+/// How a guarded call into the protocol library failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    Panic,
+    Error,
+}
+
+/// One viewer.
+#[derive(Debug)]
+pub(crate) struct Viewer {
+    /// Distinguishes this viewer from an earlier one in the same slot.
+    pub(crate) serial: u64,
+    pub(crate) session: SessionId,
+    pub(crate) stream: StreamKey,
+    pub(crate) name: Arc<str>,
+    pub(crate) role: Role,
+    pub(crate) state: ViewerState,
+    rtc: Rtc,
+    pub(crate) entries: Entries,
+    pub(crate) egress: <RtpModePath as EgressPath>::Viewer,
+    pub(crate) feed: Feed,
+    pub(crate) inputs: Inputs,
+    pub(crate) input_channel: Option<ChannelId>,
+    pub(crate) moves_channel: Option<ChannelId>,
+    pub(crate) channels_opened: usize,
+    /// In the dirty list.
+    pub(crate) dirty: bool,
+    /// The protocol state must see the clock before it is polled.
+    pub(crate) stale: bool,
+    /// End of Joining or of Closing.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) session_end: Option<Instant>,
+    /// Why it is Closing.
+    pub(crate) closing: Option<GoneReason>,
+    rtc_timeout: Option<Instant>,
+    /// The moment for which this viewer's timer is set.
+    pub(crate) timer: Option<Instant>,
+    pub(crate) remote: Option<SocketAddr>,
+    pub(crate) keyframe_requests: u64,
+    pub(crate) rtt: Option<Duration>,
+    pub(crate) loss: Option<f32>,
+}
+
+/// What a new viewer is made of.
+pub(crate) struct Parts {
+    pub(crate) serial: u64,
+    pub(crate) session: SessionId,
+    pub(crate) stream: StreamKey,
+    pub(crate) name: Arc<str>,
+    pub(crate) role: Role,
+    pub(crate) rtc: Rtc,
+    pub(crate) entries: Entries,
+    pub(crate) egress: <RtpModePath as EgressPath>::Viewer,
+    pub(crate) feed: Feed,
+    pub(crate) inputs: Inputs,
+    pub(crate) deadline: Instant,
+    pub(crate) session_end: Option<Instant>,
+}
+
+impl Viewer {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self {
+            serial: parts.serial,
+            session: parts.session,
+            stream: parts.stream,
+            name: parts.name,
+            role: parts.role,
+            state: ViewerState::Joining,
+            rtc: parts.rtc,
+            entries: parts.entries,
+            egress: parts.egress,
+            feed: parts.feed,
+            inputs: parts.inputs,
+            input_channel: None,
+            moves_channel: None,
+            channels_opened: 0,
+            dirty: false,
+            stale: false,
+            deadline: Some(parts.deadline),
+            session_end: parts.session_end,
+            closing: None,
+            rtc_timeout: None,
+            timer: None,
+            remote: None,
+            keyframe_requests: 0,
+            rtt: None,
+            loss: None,
+        }
+    }
+
+    /// Runs a call into the protocol library such that its panic is this viewer's end, not the
+    /// shard's. The state is not used again after a panic, but to be dropped.
+    fn guard<T>(
+        &mut self,
+        call: impl FnOnce(&mut Rtc) -> Result<T, str0m::RtcError>,
+    ) -> Result<T, Fault> {
+        let rtc = &mut self.rtc;
+        match catch_unwind(AssertUnwindSafe(|| call(rtc))) {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => {
+                tracing::debug!(session = %self.session, %error, "viewer's protocol error");
+                Err(Fault::Error)
+            }
+            Err(_) => {
+                tracing::warn!(session = %self.session, "viewer's bytes made the protocol library panic");
+                Err(Fault::Panic)
+            }
+        }
+    }
+
+    /// Whether a STUN request carries this viewer's credentials.
+    pub(crate) fn accepts(&mut self, now: Instant, receive: Receive<'_>) -> Result<bool, Fault> {
+        self.guard(|rtc| Ok(rtc.accepts(&Input::Receive(now, receive))))
+    }
+
+    /// Gives a datagram to the protocol state.
+    pub(crate) fn receive(&mut self, now: Instant, receive: Receive<'_>) -> Result<(), Fault> {
+        self.guard(|rtc| rtc.handle_input(Input::Receive(now, receive)))
+    }
+
+    /// Drains the protocol state into `transmit` and `events`.
+    pub(crate) fn drain(
+        &mut self,
+        now: Instant,
+        mut transmit: impl FnMut(str0m::net::Transmit),
+        events: &mut Vec<Event>,
+    ) -> Result<(), Fault> {
+        let stale = std::mem::take(&mut self.stale);
+        let timeout = self.guard(|rtc| {
+            if stale {
+                rtc.handle_input(Input::Timeout(now))?;
+            }
+            loop {
+                match rtc.poll_output()? {
+                    RtcOutput::Timeout(at) => return Ok(at),
+                    RtcOutput::Transmit(t) => transmit(t),
+                    RtcOutput::Event(e) => events.push(e),
+                }
+            }
+        })?;
+        self.rtc_timeout =
+            (timeout.saturating_duration_since(now) < TIMER_MAX).then_some(timeout);
+        Ok(())
+    }
+
+    /// Sends packets of its feed that the pacing allows. Returns whether anything was sent.
+    pub(crate) fn pump(
+        &mut self,
+        now: Instant,
+        path: &RtpModePath,
+        limits: &crate::limits::Limits,
+    ) -> Result<bool, Fault> {
+        if self.state != ViewerState::Live {
+            return Ok(false);
+        }
+        let Self { feed, egress, rtc, role, .. } = self;
+        let sent = catch_unwind(AssertUnwindSafe(|| {
+            let mut sent = false;
+            feed.pump(now, limits, |packets| sent |= path.send(egress, rtc, now, *role, packets));
+            sent
+        }));
+        sent.map_err(|_| Fault::Panic)
+    }
+
+    /// Writes a message to a channel. `Ok(false)`: there is no room, or no channel.
+    pub(crate) fn write(&mut self, channel: ChannelId, bytes: &[u8]) -> Result<bool, Fault> {
+        self.guard(|rtc| match rtc.channel(channel) {
+            Some(mut channel) => channel.write(true, bytes),
+            None => Ok(false),
+        })
+    }
+
+    /// Says goodbye to the peer.
+    pub(crate) fn close(&mut self) -> Result<(), Fault> {
+        self.guard(Rtc::close)
+    }
+
+    /// Whether the farewell is complete.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.rtc.is_alive()
+    }
+
+    /// The next moment at which something is due.
+    pub(crate) fn next_wake(&self, limits: &crate::limits::Limits) -> Option<Instant> {
+        let feed = if self.state == ViewerState::Live { self.feed.wake(limits) } else { None };
+        [self.rtc_timeout, self.deadline, self.session_end, feed, self.inputs.wake()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Whether the protocol state's own timer is due.
+    pub(crate) fn rtc_due(&self, now: Instant) -> bool {
+        self.rtc_timeout.is_some_and(|at| at <= now)
+    }
+
+    pub(crate) fn stats(&self) -> ViewerStats {
+        ViewerStats {
+            session: self.session,
+            stream: self.stream,
+            viewer: Arc::clone(&self.name),
+            role: self.role,
+            state: self.state,
+            remote: self.remote,
+            frames_sent: self.feed.frames_sent,
+            packets_sent: self.feed.packets_sent,
+            bytes_sent: self.feed.bytes_sent,
+            keyframe_requests: self.keyframe_requests,
+            inputs: self.inputs.accepted,
+            inputs_denied: self.inputs.denied,
+            rtt: self.rtt,
+            loss: self.loss,
+        }
+    }
+}
+
+/// Reads a datagram as the protocol library does. `None`: it is malformed, or made the parser
+/// panic.
+pub(crate) fn parse_datagram(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Option<Receive<'_>> {
+    let parsed =
+        catch_unwind(AssertUnwindSafe(|| Receive::new(Protocol::Udp, from, to, bytes).ok()));
+    parsed.ok().flatten()
+}
