@@ -152,7 +152,7 @@ fn an_idr_access_unit_in_rtp() {
         0x00, 0x00, 0x01, 0x68, 0xce, // PPS
         0x00, 0x00, 0x01, 0x65, // IDR slice of 1 + 150 bytes
     ];
-    au.extend((0..150).map(|i| i as u8 | 0x80));
+    au.extend((0u8..150).map(|i| i | 0x80));
     let mut payloads = Vec::new();
     Packetizer::new(64).packetize(&au, &mut payloads).unwrap();
 
