@@ -6,4 +6,5 @@ pub mod encode;
 pub mod h264;
 pub mod input;
 mod keys;
+pub mod scrcpy;
 pub mod screen;
