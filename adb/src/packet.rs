@@ -252,7 +252,7 @@ mod tests {
         let without = packet.to_bytes(ChecksumRule::Skip);
         assert_eq!(without[16..20], [0; 4]);
 
-        assert_eq!(decode_all(&with, ChecksumRule::Verify).unwrap(), [packet.clone()]);
+        assert_eq!(decode_all(&with, ChecksumRule::Verify).unwrap(), std::slice::from_ref(&packet));
         assert_eq!(decode_all(&without, ChecksumRule::Skip).unwrap(), [packet]);
         assert_eq!(
             decode_all(&without, ChecksumRule::Verify).unwrap_err(),
