@@ -1,0 +1,323 @@
+/**
+ * A WHEP client for Fanlight's routers (draft-ietf-wish-whep): one POST, one answer, one DELETE,
+ * and coming back by itself. Not a user interface. Invariant: at most one peer connection and one
+ * timer at a time; whatever belongs to an older attempt is ignored.
+ *
+ *     const client = new WhepClient('https://router/whep/x', { token });
+ *     client.addEventListener('stream', (e) => { video.srcObject = e.detail; });
+ *     client.connect();
+ *
+ * Events (CustomEvent, see `detail`):
+ *   statechange  { state, previous, attempt, retryInMs, error }
+ *   stream       the MediaStream, once per connection
+ *   message      a Uint8Array from the `input` channel
+ *   channels     { open }: whether input can be sent
+ *   error        a WhepError; `error.retryable` tells whether the client goes on by itself
+ */
+
+/** Why the server, or the way to it, refused. */
+export class WhepError extends Error {
+  constructor({ status = 0, reason = '', title = '', detail = '', retryAfterMs = 0, retryable = false,
+    offered, needed }) {
+    super(detail || title || `HTTP ${status}`);
+    Object.assign(this, {
+      name: 'WhepError', status, reason, title, detail, retryAfterMs, retryable, offered, needed });
+  }
+}
+
+/** Statuses after which the same request may succeed later. */
+const RETRYABLE = new Set([408, 409, 425, 429, 500, 502, 503, 504]);
+
+const BACKOFF = { baseMs: 300, capMs: 8000 };
+/** ICE and DTLS must be through by then. */
+const CONNECT_TIMEOUT_MS = 10_000;
+/** "disconnected" often heals; the router's own limit is longer. */
+const DISCONNECT_GRACE_MS = 2_500;
+/** A connection that held this long starts the back-off over. */
+const STABLE_MS = 5_000;
+/** Above this a move is not worth queueing: a newer one comes with the next frame. */
+const MOVES_BUFFERED_MAX = 4096;
+
+/**
+ * Milliseconds to wait before try number `attempt` (from 0): doubling up to a cap, the half of it at
+ * random, never less than the server asked for.
+ */
+export function backoffDelay(attempt, { baseMs, capMs } = BACKOFF, random = Math.random, retryAfterMs = 0) {
+  const ceiling = Math.min(capMs, baseMs * 2 ** Math.min(attempt, 16));
+  return Math.round(Math.max(retryAfterMs, ceiling / 2 + (random() * ceiling) / 2));
+}
+
+/** `Retry-After` in milliseconds: seconds or a date; 0 when absent or unreadable. */
+export function retryAfter(value, now = Date.now()) {
+  if (!value) return 0;
+  const ms = /^\d+$/.test(value.trim()) ? Number(value) * 1000 : Date.parse(value) - now;
+  return Number.isFinite(ms) ? Math.min(Math.max(ms, 0), 60_000) : 0;
+}
+
+/** The error in a response that is not 201: problem+json where there is one, else the status. */
+export async function problemOf(response) {
+  let problem = {};
+  try {
+    const body = await response.text();
+    if (/json/.test(response.headers.get('content-type') ?? '')) problem = JSON.parse(body) ?? {};
+    else problem = { detail: body.trim().slice(0, 300) };
+  } catch {
+    // Without a readable body the status has to do.
+  }
+  const word = (value) => (typeof value === 'string' ? value : '');
+  return new WhepError({
+    status: response.status,
+    reason: word(problem.reason),
+    title: word(problem.title) || response.statusText || `HTTP ${response.status}`,
+    detail: word(problem.detail),
+    offered: problem.offered,
+    needed: problem.needed,
+    retryAfterMs: retryAfter(response.headers.get('retry-after')),
+    retryable: RETRYABLE.has(response.status),
+  });
+}
+
+export class WhepClient extends EventTarget {
+  #url;
+  #options;
+  #state = 'idle';
+  #attempt = 0;
+  #generation = 0; // of attempts; stale callbacks compare it
+  #pc;
+  #channels = {};
+  #session; // URL to DELETE
+  #timer = 0;
+  #wasConnected = false;
+  #connectedAt = Infinity;
+  #abort;
+
+  /**
+   * `url`: the stream's WHEP endpoint. Options: `token` (a string, or a function that gives one or a
+   * promise of one), `iceServers`, `backoff` ({ baseMs, capMs }), `reconnect` (default true).
+   */
+  constructor(url, options = {}) {
+    super();
+    this.#url = url;
+    this.#options = options;
+  }
+
+  /** `idle`, `connecting`, `connected`, `reconnecting`, `failed` or `closed`. */
+  get state() {
+    return this.#state;
+  }
+
+  /** The current RTCPeerConnection, for statistics. */
+  get peerConnection() {
+    return this.#pc;
+  }
+
+  /** The session's URL, between answer and leave. */
+  get sessionUrl() {
+    return this.#session;
+  }
+
+  /** Joins. Also the way out of `failed` and `closed`, and a way to skip a waiting time. */
+  connect() {
+    this.#drop();
+    this.#attempt = 0;
+    this.#open();
+  }
+
+  /** Leaves: closes the connection and deletes the session. */
+  close() {
+    this.#drop();
+    this.#set('closed');
+  }
+
+  /**
+   * Sends one input message. A droppable one goes to the unreliable channel, and is dropped rather
+   * than queued. Gives whether it went out.
+   */
+  send(bytes, droppable = false) {
+    const { input, moves } = this.#channels;
+    const channel = droppable && moves?.readyState === 'open' ? moves : input;
+    if (channel?.readyState !== 'open') return false;
+    if (droppable && channel.bufferedAmount > MOVES_BUFFERED_MAX) return false;
+    channel.send(bytes);
+    return true;
+  }
+
+  async #open() {
+    const generation = this.#generation;
+    const current = () => generation === this.#generation;
+    this.#set(this.#wasConnected ? 'reconnecting' : 'connecting');
+    this.#abort = new AbortController();
+    this.#wait(CONNECT_TIMEOUT_MS, () => this.#lost(timedOut(this.#session !== undefined)));
+    try {
+      const pc = this.#peer(current);
+      await pc.setLocalDescription(await pc.createOffer());
+      if (!current()) return;
+      const { answer, session } = await this.#post(pc.localDescription.sdp);
+      if (!current()) {
+        this.#delete(session);
+        return;
+      }
+      this.#session = session;
+      await pc.setRemoteDescription({ type: 'answer', sdp: answer });
+    } catch (error) {
+      if (current()) this.#lost(asWhepError(error));
+    }
+  }
+
+  #peer(current) {
+    const pc = new RTCPeerConnection({
+      iceServers: this.#options.iceServers ?? [], bundlePolicy: 'max-bundle' });
+    this.#pc = pc;
+    const transceiver = pc.addTransceiver('video', { direction: 'recvonly' });
+    preferH264(transceiver);
+    // Show each picture when it is whole: smoothing costs more than it gives when one touches it.
+    const { receiver } = transceiver;
+    if ('jitterBufferTarget' in receiver) receiver.jitterBufferTarget = 0;
+    if ('playoutDelayHint' in receiver) receiver.playoutDelayHint = 0;
+    this.#channels = {
+      input: pc.createDataChannel('input', { ordered: true }),
+      moves: pc.createDataChannel('input-moves', { ordered: false, maxRetransmits: 0 }),
+    };
+    const { input } = this.#channels;
+    input.binaryType = 'arraybuffer';
+    input.onopen = () => current() && this.#emit('channels', { open: true });
+    input.onclose = () => current() && this.#lost(closed());
+    input.onmessage = ({ data }) => {
+      if (current() && data instanceof ArrayBuffer) this.#emit('message', new Uint8Array(data));
+    };
+    pc.ontrack = ({ track, streams }) => {
+      if (current()) this.#emit('stream', streams[0] ?? new MediaStream([track]));
+    };
+    pc.onconnectionstatechange = () => current() && this.#connection(pc.connectionState);
+    return pc;
+  }
+
+  #connection(state) {
+    if (state === 'connected') {
+      clearTimeout(this.#timer);
+      this.#connectedAt = performance.now();
+      this.#wasConnected = true;
+      this.#set('connected');
+    } else if (state === 'disconnected') {
+      this.#wait(DISCONNECT_GRACE_MS, () => this.#lost(closed()));
+    } else if (state === 'failed' || state === 'closed') {
+      this.#lost(closed());
+    }
+  }
+
+  async #post(offer) {
+    const response = await fetch(this.#url, {
+      method: 'POST',
+      headers: { 'Content-Type': 'application/sdp', Accept: 'application/sdp', ...(await this.#auth()) },
+      body: offer,
+      signal: this.#abort.signal,
+    });
+    if (response.status !== 201) throw await problemOf(response);
+    const location = response.headers.get('location');
+    return {
+      answer: await response.text(),
+      session: location ? new URL(location, response.url || this.#url).href : undefined,
+    };
+  }
+
+  async #auth() {
+    const { token } = this.#options;
+    const value = typeof token === 'function' ? await token() : token;
+    return value ? { Authorization: `Bearer ${value}` } : {};
+  }
+
+  /** Ends the attempt or connection, and begins the next one after a while if that may help. */
+  #lost(error) {
+    this.#drop();
+    // Only a connection that held counts: one that ends at once must not be retried at once.
+    if (performance.now() - this.#connectedAt > STABLE_MS) this.#attempt = 0;
+    this.#connectedAt = Infinity;
+    // A stream that was there and is not known any more: its router has just been started again.
+    const comesBack = this.#wasConnected && error.status === 404;
+    const again = (this.#options.reconnect ?? true) && (error.retryable || comesBack);
+    error.retryable = again;
+    this.#emit('error', error);
+    if (!again) {
+      this.#set('failed', { error });
+      return;
+    }
+    const delay = backoffDelay(
+      this.#attempt, { ...BACKOFF, ...this.#options.backoff }, Math.random, error.retryAfterMs);
+    this.#attempt += 1;
+    this.#set('reconnecting', { error, retryInMs: delay });
+    this.#wait(delay, () => this.#open());
+  }
+
+  /** Forgets the current attempt and everything it holds. */
+  #drop() {
+    this.#generation += 1;
+    clearTimeout(this.#timer);
+    this.#abort?.abort();
+    const open = this.#channels.input?.readyState === 'open';
+    this.#channels = {};
+    this.#pc?.close();
+    this.#pc = undefined;
+    this.#delete(this.#session);
+    this.#session = undefined;
+    if (open) this.#emit('channels', { open: false });
+  }
+
+  /** Tells the router that the session is over; it would find out by itself, but later. */
+  async #delete(session) {
+    if (!session) return;
+    try {
+      await fetch(session, { method: 'DELETE', headers: await this.#auth(), keepalive: true });
+    } catch {
+      // The router is gone, or forgets the session when its media path times out.
+    }
+  }
+
+  #wait(ms, then) {
+    clearTimeout(this.#timer);
+    const generation = this.#generation;
+    this.#timer = setTimeout(() => generation === this.#generation && then(), ms);
+  }
+
+  #set(state, more = {}) {
+    const previous = this.#state;
+    this.#state = state;
+    if (state !== previous || more.error) {
+      this.#emit('statechange', { state, previous, attempt: this.#attempt, ...more });
+    }
+  }
+
+  #emit(name, detail) {
+    this.dispatchEvent(new CustomEvent(name, { detail }));
+  }
+}
+
+/** Offers H.264 and its repair only: a smaller offer, and the only codec the devices have. */
+function preferH264(transceiver) {
+  const { codecs = [] } = RTCRtpReceiver.getCapabilities?.('video') ?? {};
+  const wanted = codecs.filter((c) => /\/(h264|rtx)$/i.test(c.mimeType));
+  // Without H.264 the offer stays whole, and the server's refusal says what is missing.
+  if (wanted.some((c) => /h264/i.test(c.mimeType))) transceiver.setCodecPreferences?.(wanted);
+}
+
+function timedOut(answered) {
+  return new WhepError({ title: 'No connection', reason: 'TIMEOUT', retryable: true,
+    detail: answered
+      ? 'The router answered, but no media path to it opened. Is its UDP port reachable?'
+      : 'No answer from the router in time.' });
+}
+
+function closed() {
+  return new WhepError({
+    title: 'Connection lost', detail: 'The connection to the router ended.', reason: 'LOST',
+    retryable: true });
+}
+
+function asWhepError(error) {
+  if (error instanceof WhepError) return error;
+  if (error instanceof TypeError && /fetch|network|load/i.test(error.message)) {
+    return new WhepError({ title: 'Router not reachable', reason: 'UNREACHABLE', retryable: true,
+      detail: 'No answer from the router. It may be starting, or the network may be down.' });
+  }
+  return new WhepError({ title: 'Could not connect', reason: error?.name ?? 'ERROR',
+    detail: String(error?.message ?? error), retryable: false });
+}
