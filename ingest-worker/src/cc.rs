@@ -109,9 +109,9 @@ impl Media {
         self.last_decrease = now;
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "windows are positive and below 2^53")]
     fn bytes(&self) -> u64 {
         let part = self.rate_bps / self.config.target_bps as f64;
-        // Both are far below 2^53 and not negative.
         let follow = (self.rate_bps / 8.0 * self.rtt.as_secs_f64()) as u64;
         let floor = (self.config.floor_bytes as f64 * part * part) as u64;
         follow.max(floor).max(4 * u64::from(self.mtu))
@@ -182,12 +182,13 @@ mod tests {
             Self { now, media: Media::new(config, now, 1200) }
         }
 
-        fn run(&mut self, total: Duration, rtt_ms: u64, loss: f64) {
+        fn run(&mut self, total: Duration, rtt_ms: u64, loss_percent: u64) {
             let end = self.now + total;
             while self.now < end {
                 self.now += STEP;
-                self.media.lost += (12_500.0 * loss) as u64;
-                let acked = (12_500.0 * (1.0 - loss)) as u64;
+                let lost = 12_500 * loss_percent / 100;
+                self.media.lost += lost;
+                let acked = 12_500 - lost;
                 self.media.acknowledged(self.now, acked, Duration::from_millis(rtt_ms));
             }
         }
@@ -197,26 +198,26 @@ mod tests {
     fn isolated_loss_takes_nothing_away() {
         let mut w = World::new();
         let before = w.media.bytes();
-        w.run(Duration::from_secs(5), 40, 0.05);
+        w.run(Duration::from_secs(5), 40, 5);
         assert_eq!(w.media.bytes(), before);
     }
 
     #[test]
     fn heavy_loss_takes_rate_away_down_to_an_eighth_and_it_comes_back() {
         let mut w = World::new();
-        w.run(Duration::from_secs(10), 40, 0.5);
+        w.run(Duration::from_secs(10), 40, 50);
         assert!((w.media.rate_bps - 1_250_000.0).abs() < 1.0, "{}", w.media.rate_bps);
-        w.run(Duration::from_secs(20), 40, 0.0);
+        w.run(Duration::from_secs(20), 40, 0);
         assert!((w.media.rate_bps - 10_000_000.0).abs() < 1.0, "{}", w.media.rate_bps);
     }
 
     #[test]
     fn a_standing_queue_takes_rate_away_and_a_longer_path_does_not_for_ever() {
         let mut w = World::new();
-        w.run(Duration::from_secs(1), 20, 0.0);
-        w.run(Duration::from_secs(1), 200, 0.0);
+        w.run(Duration::from_secs(1), 20, 0);
+        w.run(Duration::from_secs(1), 200, 0);
         assert!(w.media.rate_bps < 5_000_000.0, "{}", w.media.rate_bps);
-        w.run(Duration::from_secs(40), 200, 0.0);
+        w.run(Duration::from_secs(40), 200, 0);
         assert!((w.media.rate_bps - 10_000_000.0).abs() < 1.0, "{}", w.media.rate_bps);
     }
 }

@@ -4,12 +4,9 @@
 //!
 //! [`check`]: IngestConfig::check
 
-use std::{
-    collections::HashSet,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashSet, net::SocketAddr, path::PathBuf};
 
+use fanlight_ops::{config::Mistake, log::LogConfig};
 use fanlight_proto::id::DeviceId;
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +36,8 @@ pub struct IngestConfig {
     pub adb_key: Option<PathBuf>,
     /// Sum of the devices' bitrates that the uplink to one router is meant for, bit/s.
     pub uplink_bps: u64,
+    /// How to log.
+    pub log: LogConfig,
     /// The devices.
     pub devices: Vec<DeviceConfig>,
 }
@@ -53,6 +52,7 @@ impl Default for IngestConfig {
             zone: String::new(),
             adb_key: None,
             uplink_bps: 200_000_000,
+            log: LogConfig::default(),
             devices: Vec::new(),
         }
     }
@@ -175,8 +175,9 @@ impl DeviceConfig {
         Ok(Jar { bytes, version })
     }
 
-    fn mistakes(&self, place: &str, out: &mut Vec<(String, String)>) {
-        let mut say = |key: &str, why: String| out.push((format!("{place}.{key}"), why));
+    fn mistakes(&self, place: &str, out: &mut Vec<Mistake>) {
+        let mut say =
+            |key: &str, why: String| out.push(Mistake::of_key(&format!("{place}.{key}"), why));
         if let Err(e) = DeviceId::parse(&self.device) {
             say("device", e.to_string());
         }
@@ -203,40 +204,39 @@ impl DeviceConfig {
             say("max_size", format!("{} is above 8192", self.max_size));
         }
         if !(1..=3_600).contains(&self.i_frame_interval_s) {
-            say("i_frame_interval_s", format!("{} is not within 1 to 3600", self.i_frame_interval_s));
+            say(
+                "i_frame_interval_s",
+                format!("{} is not within 1 to 3600", self.i_frame_interval_s),
+            );
         }
     }
 }
 
 impl IngestConfig {
-    /// Mistakes that only this role can see, as (key, what is wrong), all at once. A device whose
-    /// jar is missing is no mistake here: the other devices go on, and it reports itself offline.
-    pub fn check(&self) -> Vec<(String, String)> {
+    /// Mistakes that only this role can see, all at once. A device whose jar is missing is no mistake
+    /// here: the other devices go on, and it reports itself offline.
+    pub fn check(&self) -> Vec<Mistake> {
         let mut out = Vec::new();
         if self.devices.len() > MAX_DEVICES {
             let why = format!("{} devices, at most {MAX_DEVICES}", self.devices.len());
-            out.push(("devices".to_owned(), why));
+            out.push(Mistake::of_key("devices", why));
         }
         let mut seen = HashSet::new();
         for (i, device) in self.devices.iter().enumerate() {
             let place = format!("devices[{i}]");
             device.mistakes(&place, &mut out);
             if !seen.insert(&device.device) {
-                out.push((format!("{place}.device"), format!("{:?} is there twice", device.device)));
+                let why = format!("{:?} is there twice", device.device);
+                out.push(Mistake::of_key(&format!("{place}.device"), why));
             }
         }
         for (i, endpoint) in self.control.iter().enumerate() {
             if !endpoint.starts_with("https://") {
                 let why = format!("{endpoint:?} is not https://host:port");
-                out.push((format!("control[{i}]"), why));
+                out.push(Mistake::of_key(&format!("control[{i}]"), why));
             }
         }
         out
-    }
-
-    /// The folder of certificates.
-    pub fn pki_dir(&self) -> &Path {
-        &self.pki_dir
     }
 }
 
@@ -264,7 +264,7 @@ mod tests {
             devices: vec![device("a"), device("a"), bad],
             ..IngestConfig::default()
         };
-        let keys: Vec<String> = config.check().into_iter().map(|m| m.0).collect();
+        let keys: Vec<String> = config.check().into_iter().map(|m| m.key).collect();
         assert_eq!(
             keys,
             [

@@ -3,9 +3,7 @@
 //! pointer and key that went down is known here until its up went out, so a viewer that leaves
 //! never leaves a finger on the screen.
 
-use fanlight_wire::input::{
-    ButtonAction, Button, InputBody, InputMessage, KeyAction, TouchAction,
-};
+use fanlight_wire::input::{Button, ButtonAction, InputBody, InputMessage, KeyAction, TouchAction};
 
 use crate::inject::{Op, Position, Press};
 
@@ -194,10 +192,8 @@ impl Fence {
         (pressure, buttons): (u16, u32),
         out: &mut Vec<Op>,
     ) -> Result<(), Refused> {
-        let held = self
-            .pointers
-            .iter()
-            .position(|p| p.is_some_and(|p| p.viewer == viewer && p.id == id));
+        let held =
+            self.pointers.iter().position(|p| p.is_some_and(|p| p.viewer == viewer && p.id == id));
         let current = self.current(at);
         match action {
             TouchAction::Down => {
@@ -365,12 +361,8 @@ mod tests {
         admit(&mut f, 1, touch(TouchAction::Down, 0, 1, TALL)).unwrap();
         admit(&mut f, 1, touch(TouchAction::Down, 1, 2, TALL)).unwrap();
         admit(&mut f, 2, touch(TouchAction::Down, 0, 3, TALL)).unwrap();
-        let key = fanlight_wire::input::Key {
-            action: KeyAction::Down,
-            repeat: 0,
-            keycode: 59,
-            meta: 1,
-        };
+        let key =
+            fanlight_wire::input::Key { action: KeyAction::Down, repeat: 0, keycode: 59, meta: 1 };
         admit(&mut f, 1, InputBody::Key(key)).unwrap();
         let ops = admit(&mut f, 1, InputBody::ReleaseAll).unwrap();
         assert_eq!(ops.len(), 3);
@@ -446,8 +438,7 @@ mod tests {
             ops[..],
             [Op::Key { press: Press::Down, keycode: 3, .. }, Op::Key { press: Press::Up, .. }]
         ));
-        let body =
-            InputBody::Button { button: Button::RotateDevice, action: ButtonAction::Press };
+        let body = InputBody::Button { button: Button::RotateDevice, action: ButtonAction::Press };
         assert_eq!(admit(&mut f, 1, body).unwrap(), [Op::RotateDevice]);
     }
 }

@@ -98,10 +98,15 @@ impl CaptureClock {
         let ticks = (micros / 100 * 9 + micros % 100 * 9 / 100).max(self.last_ticks + 1);
         self.last_ticks = ticks;
         Stamp {
-            rtp_time: (ticks & u64::from(u32::MAX)) as u32,
+            rtp_time: low_32(ticks),
             capture_unix_us: (signed(pts_us) + anchor.offset_us).max(0).unsigned_abs(),
         }
     }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the RTP clock wraps at 32 bits")]
+fn low_32(ticks: u64) -> u32 {
+    ticks as u32
 }
 
 /// Times here are far below 2^62: presentation times have at most 62 bits.

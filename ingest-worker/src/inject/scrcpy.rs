@@ -240,7 +240,8 @@ mod tests {
     /// Byte for byte, by the protocol's description. A field per group.
     #[test]
     fn messages_are_encoded_byte_by_byte() {
-        let touch = |press, buttons| Op::Touch { press, pointer: 3, at: AT, pressure: 0xffff, buttons };
+        let touch =
+            |press, buttons| Op::Touch { press, pointer: 3, at: AT, pressure: 0xffff, buttons };
         let cases: &[(Op, &str)] = &[
             // type, action, keycode, repeat, meta
             (

@@ -33,7 +33,9 @@ impl ShellGestures {
     pub fn command(&mut self, now: Instant, op: &Op) -> Option<String> {
         match op {
             Op::Touch { press, pointer, at, .. } => self.touch(now, *press, *pointer, *at),
-            Op::Key { press: Press::Down, keycode, .. } => Some(format!("input keyevent {keycode}")),
+            Op::Key { press: Press::Down, keycode, .. } => {
+                Some(format!("input keyevent {keycode}"))
+            }
             Op::BackOrScreenOn(Press::Down) => Some("input keyevent 4".to_owned()),
             Op::Scroll { at, dx, dy, .. } => Some(self.scroll(*at, *dx, *dy)),
             Op::Text(text) => quoted(text).map(|t| format!("input text {t}")),
@@ -74,7 +76,8 @@ impl ShellGestures {
         let step = i32::from(self.screen.map_or(at.height, |s| s.1)) / NOTCHES_PER_HEIGHT;
         // Full range of the message is 16 notches.
         let distance = |d: i16| i32::from(d) * 16 / i32::from(i16::MAX) * step;
-        let (to_x, to_y) = ((i32::from(x) + distance(dx)).max(0), (i32::from(y) + distance(dy)).max(0));
+        let (to_x, to_y) =
+            ((i32::from(x) + distance(dx)).max(0), (i32::from(y) + distance(dy)).max(0));
         format!("input swipe {x} {y} {to_x} {to_y} 100")
     }
 

@@ -68,7 +68,9 @@ pub enum StreamError {
     #[error("the device sends codec {0:#010x}, only H.264 (0x68323634) is taken")]
     OtherCodec(u32),
     /// A packet larger than [`MAX_PACKET_BYTES`].
-    #[error("the device declared a packet of {declared} bytes, at most {MAX_PACKET_BYTES} are read")]
+    #[error(
+        "the device declared a packet of {declared} bytes, at most {MAX_PACKET_BYTES} are read"
+    )]
     TooLarge {
         /// What its header says.
         declared: u32,
@@ -247,8 +249,9 @@ enum Step {
 /// A session packet has the shape `flags u32 | width u32 | height u32`; its first eight bytes were
 /// read as one word.
 fn session(word: u64, height: u32) -> Result<Step, StreamError> {
-    let width = (word & u64::from(u32::MAX)) as u32;
-    let client_resized = word >> 32 & 1 != 0;
+    let [_, _, _, flags, w0, w1, w2, w3] = word.to_be_bytes();
+    let width = u32::from_be_bytes([w0, w1, w2, w3]);
+    let client_resized = flags & 1 != 0;
     let (width, height) = checked_size(width, height)?;
     Ok(Step::Event(StreamEvent::Session { width, height, client_resized }))
 }

@@ -86,7 +86,9 @@ pub enum JarError {
         sha256: String,
     },
     /// The simulator's stand-in, where it was not allowed.
-    #[error("the server jar is the simulator's placeholder; set allow_placeholder_server to use it")]
+    #[error(
+        "the server jar is the simulator's placeholder; set allow_placeholder_server to use it"
+    )]
     PlaceholderNotAllowed,
 }
 

@@ -1,0 +1,361 @@
+//! What a device's tasks share: its feed, its input fence, its source's command queue. Called from
+//! the uplink's readers and from the source; never waits. Not the life of the device (`device.rs`).
+//! Invariant: a source that was stopped can change nothing any more, because every call of a
+//! [`Sink`] is checked against the running capture's number.
+
+use std::{sync::Arc, time::Instant};
+
+use fanlight_wire::input::{CLIPBOARD_MAX, DeviceBody, DeviceMessage, InputMessage};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    feed::Feed,
+    fence::Fence,
+    hygiene::{Arrival, Dropped, Hygiene},
+    inject::{Op, Press, scrcpy::cut_at_char},
+    keyframe::KeyframePolicy,
+    uplink::Host,
+};
+
+/// Ops waiting for the device. Half of it is kept free for what must not be lost.
+pub const COMMAND_QUEUE: usize = 256;
+
+/// What a source is asked to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Do this to the device.
+    Op(Op),
+    /// Start the encoder anew, for a keyframe.
+    ResetVideo,
+}
+
+/// State of one device that several tasks use.
+#[derive(Debug)]
+pub struct Shared {
+    name: String,
+    feed: Feed,
+    capture: Mutex<Capture>,
+    input: Mutex<Input>,
+    keyframes: Mutex<KeyframePolicy>,
+    keyframe_asked: Notify,
+}
+
+#[derive(Debug)]
+struct Capture {
+    /// Grows with each start and each stop.
+    number: u64,
+    hygiene: Hygiene,
+}
+
+#[derive(Debug, Default)]
+struct Input {
+    fence: Fence,
+    commands: Option<mpsc::Sender<Command>>,
+}
+
+impl Shared {
+    /// For a device that was just configured.
+    pub fn new(name: String) -> Self {
+        let hygiene = Hygiene::new(Instant::now());
+        Self {
+            name,
+            feed: Feed::default(),
+            capture: Mutex::new(Capture { number: 0, hygiene }),
+            input: Mutex::default(),
+            keyframes: Mutex::default(),
+            keyframe_asked: Notify::new(),
+        }
+    }
+
+    /// The device's id.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A capture starts: what it reads through, and what it is asked.
+    pub fn start_capture(self: &Arc<Self>) -> (Sink, mpsc::Receiver<Command>) {
+        let (sender, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let number = {
+            let mut capture = self.capture.lock();
+            capture.number += 1;
+            capture.hygiene.restart();
+            capture.number
+        };
+        let mut input = self.input.lock();
+        input.fence.forget_all();
+        input.commands = Some(sender);
+        (Sink { shared: Arc::clone(self), number }, receiver)
+    }
+
+    /// The capture ended or is to end. Fingers are lifted first; the source ends when it has read
+    /// its queue to the end.
+    pub fn stop_capture(&self) {
+        self.capture.lock().number += 1;
+        {
+            let mut input = self.input.lock();
+            let mut ops = Vec::new();
+            input.fence.release(None, &mut ops);
+            submit(&mut input.commands, ops);
+            input.commands = None;
+        }
+        self.keyframes.lock().source_ended();
+        self.feed.end();
+    }
+
+    /// When [`Self::reset_if_due`] is next worth a call.
+    pub fn next_reset(&self) -> Option<Instant> {
+        self.keyframes.lock().next_reset()
+    }
+
+    /// Ends when somebody asked for a keyframe.
+    pub async fn keyframe_asked(&self) {
+        self.keyframe_asked.notified().await;
+    }
+
+    /// Asks the source for a keyframe if that is due.
+    pub fn reset_if_due(&self, now: Instant) {
+        let due = self.keyframes.lock().poll_reset(now);
+        if !due {
+            return;
+        }
+        let commands = self.input.lock().commands.clone();
+        if commands.is_some_and(|c| c.try_send(Command::ResetVideo).is_ok()) {
+            metrics::counter!("fanlight_ingest_encoder_resets_total").increment(1);
+            tracing::debug!(device = %self.name, "encoder reset for a keyframe");
+        }
+    }
+}
+
+impl Host for Shared {
+    fn feed(&self) -> &Feed {
+        &self.feed
+    }
+
+    fn input(&self, viewer: u64, message: &[u8]) {
+        let message = match InputMessage::decode(message) {
+            Ok(message) => message,
+            Err(error) => {
+                refused("malformed");
+                tracing::debug!(device = %self.name, %error, "input is malformed");
+                return;
+            }
+        };
+        let mut input = self.input.lock();
+        if input.commands.is_none() {
+            refused("no_source");
+            return;
+        }
+        let mut ops = Vec::new();
+        match input.fence.admit(viewer, &message, &mut ops) {
+            Ok(()) => submit(&mut input.commands, ops),
+            Err(why) => refused(why.as_str()),
+        }
+    }
+
+    fn accepted(&self) {
+        self.input.lock().fence.new_publish();
+    }
+
+    fn lost(&self) {
+        let mut input = self.input.lock();
+        let mut ops = Vec::new();
+        input.fence.release(None, &mut ops);
+        submit(&mut input.commands, ops);
+    }
+
+    fn keyframe(&self) {
+        metrics::counter!("fanlight_ingest_keyframe_requests_total").increment(1);
+        self.keyframes.lock().request(Instant::now());
+        self.keyframe_asked.notify_one();
+    }
+}
+
+fn refused(reason: &'static str) {
+    metrics::counter!("fanlight_ingest_input_refused_total", "reason" => reason).increment(1);
+}
+
+/// Queues ops in order. A move finds no room: it is dropped, the next one supersedes it. Anything
+/// else finds none: the device does not take input, so its source is ended and starts anew, which
+/// lifts every finger.
+fn submit(commands: &mut Option<mpsc::Sender<Command>>, ops: Vec<Op>) {
+    for op in ops {
+        let Some(sender) = commands else { return };
+        let is_move = matches!(op, Op::Touch { press: Press::Move, .. });
+        if is_move && sender.capacity() < COMMAND_QUEUE / 2 {
+            refused("queue_full");
+            continue;
+        }
+        if sender.try_send(Command::Op(op)).is_err() {
+            refused("queue_full");
+            *commands = None;
+            return;
+        }
+        metrics::counter!("fanlight_ingest_input_total").increment(1);
+    }
+}
+
+/// What a source writes to. Calls of a source that was stopped do nothing.
+#[derive(Clone, Debug)]
+pub struct Sink {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Sink {
+    /// The device's id, for logs.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// The source told the picture's size.
+    pub fn declared_size(&self, width: u32, height: u32) {
+        let mut capture = self.shared.capture.lock();
+        if capture.number == self.number {
+            capture.hygiene.declared_size(width, height);
+        }
+    }
+
+    /// The source starts another stream (its encoder was restarted, or a new process took over).
+    pub fn restarted(&self) {
+        let mut capture = self.shared.capture.lock();
+        if capture.number == self.number {
+            capture.hygiene.restart();
+        }
+    }
+
+    /// Parameter sets by themselves.
+    pub fn parameter_sets(&self, annex_b: &[u8]) {
+        let mut capture = self.shared.capture.lock();
+        if capture.number == self.number {
+            capture.hygiene.parameter_sets(annex_b);
+        }
+    }
+
+    /// One access unit.
+    pub fn picture(&self, arrival: Arrival, pts_us: u64, access_unit: &[u8]) {
+        let mut capture = self.shared.capture.lock();
+        if capture.number != self.number {
+            return;
+        }
+        let frame = match capture.hygiene.picture(arrival, pts_us, access_unit) {
+            Ok(frame) => frame,
+            Err(error) => {
+                metrics::counter!("fanlight_ingest_pictures_dropped_total").increment(1);
+                if !matches!(error, Dropped::WaitingForKey) {
+                    tracing::warn!(device = %self.shared.name, "{error}");
+                }
+                return;
+            }
+        };
+        metrics::counter!("fanlight_ingest_pictures_total").increment(1);
+        if frame.key {
+            self.shared.input.lock().fence.set_size(frame.width, frame.height);
+            self.shared.keyframes.lock().keyframe();
+        }
+        if !self.shared.feed.push(frame) {
+            self.shared.keyframes.lock().cache_lost();
+        }
+    }
+
+    /// The device's clipboard, towards viewers.
+    pub fn clipboard(&self, text: &str) {
+        if self.shared.capture.lock().number != self.number {
+            return;
+        }
+        let text = cut_at_char(text, CLIPBOARD_MAX).to_owned();
+        let message = DeviceMessage { seq: 0, lease_epoch: 0, body: DeviceBody::Clipboard(text) };
+        let mut bytes = Vec::new();
+        if message.encode(&mut bytes).is_ok() {
+            self.shared.feed.output(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fanlight_wire::input::{InputBody, Touch, TouchAction};
+
+    use super::*;
+
+    const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xc0, 0x0a, 0xf4, 0xfb, 0x40];
+    const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
+    const IDR: &[u8] = &[0, 0, 0, 1, 0x65, 0x88, 0x84, 1];
+
+    fn running() -> (Arc<Shared>, Sink, mpsc::Receiver<Command>) {
+        let shared = Arc::new(Shared::new("pixel".into()));
+        let (sink, commands) = shared.start_capture();
+        sink.picture(Arrival::now(), 0, &[SPS, PPS, IDR].concat());
+        (shared, sink, commands)
+    }
+
+    fn touch(shared: &Shared, action: TouchAction) {
+        let state = *shared.feed.state().borrow();
+        let (w, h) = (state.width, state.height);
+        let touch = Touch { action, pointer_id: 0, pressure: 1, x: 1, y: 1, w, h, buttons: 0 };
+        let message = InputMessage { seq: 0, lease_epoch: 0, body: InputBody::Touch(touch) };
+        let mut bytes = Vec::new();
+        message.encode(&mut bytes).unwrap();
+        shared.input(7, &bytes);
+    }
+
+    fn presses(commands: &mut mpsc::Receiver<Command>) -> Vec<Press> {
+        std::iter::from_fn(|| commands.try_recv().ok())
+            .filter_map(|c| match c {
+                Command::Op(Op::Touch { press, .. }) => Some(press),
+                _ => None,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn stopping_a_capture_lifts_every_finger_before_the_queue_ends() {
+        let (shared, _sink, mut commands) = running();
+        touch(&shared, TouchAction::Down);
+        shared.stop_capture();
+        assert_eq!(presses(&mut commands), [Press::Down, Press::Up]);
+        assert!(matches!(commands.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
+    }
+
+    #[test]
+    fn a_stopped_source_shows_nothing_any_more() {
+        let (shared, old, _commands) = running();
+        shared.stop_capture();
+        old.picture(Arrival::now(), 1, &[SPS, PPS, IDR].concat());
+        assert!(!shared.feed.state().borrow().live);
+    }
+
+    #[test]
+    fn a_router_that_vanishes_leaves_no_finger_down() {
+        let (shared, _sink, mut commands) = running();
+        touch(&shared, TouchAction::Down);
+        shared.lost();
+        assert_eq!(presses(&mut commands), [Press::Down, Press::Up]);
+    }
+
+    #[test]
+    fn a_device_that_takes_no_input_loses_moves_first_and_its_source_last() {
+        let (shared, _sink, mut commands) = running();
+        touch(&shared, TouchAction::Down);
+        for _ in 0..10 * COMMAND_QUEUE {
+            touch(&shared, TouchAction::Move);
+        }
+        touch(&shared, TouchAction::Up);
+        let seen = presses(&mut commands);
+        assert!(seen.len() < COMMAND_QUEUE);
+        assert_eq!(seen.last(), Some(&Press::Up), "an up is not lost to a flood of moves");
+        for _ in 0..2 * COMMAND_QUEUE {
+            touch(&shared, TouchAction::Down);
+        }
+        assert_eq!(presses(&mut commands).len(), COMMAND_QUEUE);
+        assert!(matches!(commands.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
+    }
+
+    #[test]
+    fn malformed_input_reaches_nothing() {
+        let (shared, _sink, mut commands) = running();
+        shared.input(1, b"");
+        shared.input(1, &[0xff; 40]);
+        assert!(commands.try_recv().is_err());
+    }
+}
