@@ -96,7 +96,8 @@ fn inactive_audio(out: &mut String, section: &Section, bodies: &[Vec<&str>]) {
     let opus = section.opus.unwrap_or(111);
     let _ = write!(out, "m=audio 9 {} {opus}\r\nc=IN IP4 0.0.0.0\r\n", section.proto);
     for text in bodies.first().into_iter().flatten() {
-        let transport = ["a=ice-ufrag:", "a=ice-pwd:", "a=ice-options:", "a=fingerprint:", "a=setup:"];
+        let transport =
+            ["a=ice-ufrag:", "a=ice-pwd:", "a=ice-options:", "a=fingerprint:", "a=setup:"];
         if transport.iter().any(|t| text.starts_with(t)) {
             line(out, text);
         }

@@ -104,14 +104,10 @@ pub(crate) fn choose<'a>(
     stream: Option<&SpsFacts>,
     user_agent: Option<&str>,
 ) -> Result<&'a OfferedH264, JoinError> {
-    let profile = stream.map_or(Profile::ConstrainedBaseline, |s| {
-        Profile::of(s.profile_idc, s.constraint_flags)
-    });
+    let profile = stream
+        .map_or(Profile::ConstrainedBaseline, |s| Profile::of(s.profile_idc, s.constraint_flags));
     let best_of = |wanted: Profile| {
-        offered
-            .iter()
-            .filter(|o| Profile::of(o.id[0], o.id[1]) == wanted)
-            .max_by_key(|o| o.id[2])
+        offered.iter().filter(|o| Profile::of(o.id[0], o.id[1]) == wanted).max_by_key(|o| o.id[2])
     };
     if let Some(found) = profile.decoders().iter().find_map(|p| best_of(*p)) {
         return Ok(found);
@@ -124,7 +120,10 @@ pub(crate) fn choose<'a>(
             return Ok(found);
         }
     }
-    Err(JoinError::NoCommonCodec { offered: descriptions.to_vec(), needed: needed(profile, stream) })
+    Err(JoinError::NoCommonCodec {
+        offered: descriptions.to_vec(),
+        needed: needed(profile, stream),
+    })
 }
 
 fn needed(profile: Profile, stream: Option<&SpsFacts>) -> String {

@@ -54,6 +54,8 @@ pub struct Core {
     shared: Shared,
     path: RtpModePath,
     random: StdRng,
+    /// Seeded by the system, for what must not be guessed.
+    secrets: StdRng,
     /// The latest moment seen; inputs with an earlier one happen now.
     now: Instant,
     serial: u64,
@@ -84,6 +86,7 @@ impl Core {
             candidates,
             path: RtpModePath,
             random: StdRng::seed_from_u64(seed),
+            secrets: StdRng::from_os_rng(),
             now,
             serial: 0,
             streams: AHashMap::new(),
@@ -392,7 +395,8 @@ impl Core {
 /// Viewers: in, out, and what happens to them.
 impl Core {
     fn try_join(&mut self, request: JoinRequest) -> Result<Answer, JoinError> {
-        let JoinRequest { id, stream, offer, viewer: name, role, max_session, user_agent } = request;
+        let JoinRequest { id, stream, offer, viewer: name, role, max_session, user_agent } =
+            request;
         if self.sessions.contains_key(&id) {
             return Err(JoinError::DuplicateSession);
         }
@@ -403,10 +407,16 @@ impl Core {
         if !known.live {
             return Err(JoinError::DeviceOffline);
         }
-        let credentials = self.demux.fresh_credentials();
+        let credentials = self.demux.fresh_credentials(&mut self.secrets);
         let agent = user_agent.as_deref();
-        let accepted =
-            join::accept(&self.shared, self.now, offer, credentials, known.params.as_deref(), agent)?;
+        let accepted = join::accept(
+            &self.shared,
+            self.now,
+            offer,
+            credentials,
+            known.params.as_deref(),
+            agent,
+        )?;
         let slot = self.viewers.vacant_entry();
         let key = slot.key();
         self.serial += 1;
@@ -701,7 +711,12 @@ impl Core {
     fn arm(&mut self, key: usize) {
         let Some(viewer) = self.viewers.get_mut(key) else { return };
         let soonest = self.now + TIMER_GRAIN;
-        let wake = viewer.next_wake(&self.limits).map(|at| at.max(soonest));
+        // A timer that is already as near as may be stays: moving it on each time would mean that
+        // a busy viewer's timer never comes.
+        let wake = viewer.next_wake(&self.limits).map(|at| match viewer.timer {
+            Some(set) if (at..=soonest).contains(&set) => set,
+            _ => at.max(soonest),
+        });
         if wake == viewer.timer {
             return;
         }

@@ -8,6 +8,8 @@
 use std::net::SocketAddr;
 
 use ahash::AHashMap;
+use rand::Rng;
+use rand::distr::Alphanumeric;
 use smallvec::SmallVec;
 use str0m::IceCreds;
 
@@ -46,12 +48,14 @@ pub(crate) struct Entries {
 }
 
 impl Demux {
-    /// Random credentials whose user fragment no viewer has. The library's own are so short
-    /// (four characters) that they would collide now and then.
-    pub(crate) fn fresh_credentials(&self) -> IceCreds {
+    /// Random credentials whose user fragment no viewer has. `random` must be cryptographic: who
+    /// guesses the password can take the viewer's place. (The library's own credentials are not.)
+    pub(crate) fn fresh_credentials(&self, random: &mut impl Rng) -> IceCreds {
+        let mut text = |len: usize| -> String {
+            (0..len).map(|_| char::from(random.sample(Alphanumeric))).collect()
+        };
         loop {
-            let mut credentials = IceCreds::new();
-            credentials.ufrag.push_str(&IceCreds::new().ufrag);
+            let credentials = IceCreds { ufrag: text(8), pass: text(24) };
             if !self.by_ufrag.contains_key(credentials.ufrag.as_str()) {
                 return credentials;
             }

@@ -101,7 +101,8 @@ impl EgressPath for RtpModePath {
             let Some(payload) = frame.payloads.get(index) else { break };
             let mut values = ExtensionValues::default();
             if terms.playout_delay {
-                let max = if role == Role::Controller { Duration::ZERO } else { OBSERVER_DELAY_MAX };
+                let max =
+                    if role == Role::Controller { Duration::ZERO } else { OBSERVER_DELAY_MAX };
                 values.play_delay_min = Some(MediaTime::from_millis(0));
                 values.play_delay_max = Some(MediaTime::from(max));
             }
@@ -121,7 +122,12 @@ impl EgressPath for RtpModePath {
 
 impl RtpModeViewer {
     /// The capture time to put on this frame's first packet, if it is due.
-    fn capture_time(&mut self, now: Instant, frame: &Frame, first: usize) -> Option<AbsCaptureTime> {
+    fn capture_time(
+        &mut self,
+        now: Instant,
+        frame: &Frame,
+        first: usize,
+    ) -> Option<AbsCaptureTime> {
         let micros = frame.capture_unix_us.filter(|_| self.terms.capture_time && first == 0)?;
         let due = self
             .capture_time_at

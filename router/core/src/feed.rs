@@ -87,11 +87,6 @@ impl Feed {
         }
     }
 
-    /// Whether this viewer waits for a keyframe.
-    pub(crate) fn waits(&self) -> bool {
-        self.state == State::WaitKey
-    }
-
     /// Whether a keyframe request of this viewer is answered by a replay.
     pub(crate) fn may_replay(&self, now: Instant, interval: Duration) -> bool {
         let since = |at: Option<Instant>| at.map(|at| now.saturating_duration_since(at));

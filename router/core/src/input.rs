@@ -90,7 +90,7 @@ impl Inputs {
         };
         let (seq, kind) = (message.seq, Some(message.body.kind()));
         if let InputBody::Ping { t_ms } = message.body {
-            let reply = self.tokens.take().then(|| DeviceMessage {
+            let reply = self.tokens.take().then_some(DeviceMessage {
                 seq,
                 lease_epoch: message.lease_epoch,
                 body: DeviceBody::Pong { t_ms },
@@ -105,7 +105,8 @@ impl Inputs {
             counters.inputs_denied_offline += 1;
             return self.deny(seq, kind, DenyReason::DeviceOffline);
         }
-        if let InputBody::Touch(Touch { action: TouchAction::Move, pointer_id, .. }) = message.body {
+        if let InputBody::Touch(Touch { action: TouchAction::Move, pointer_id, .. }) = message.body
+        {
             return self.handle_move(now, pointer_id, message, bytes, limits, counters);
         }
         if !has_token && !self.releases(&message.body) {
@@ -321,9 +322,9 @@ impl Tokens {
     }
 
     fn take(&mut self) -> bool {
-        let had = self.parts >= Self::ONE;
-        self.parts = self.parts.saturating_sub(Self::ONE);
-        had
+        let left = self.parts.checked_sub(Self::ONE);
+        self.parts = left.unwrap_or(self.parts);
+        left.is_some()
     }
 }
 

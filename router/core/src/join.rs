@@ -121,7 +121,8 @@ pub(crate) fn accept(
 ) -> Result<Accepted, JoinError> {
     let ParsedOffer { facts, offer } = offer;
     let chosen = codec::choose(&facts.h264, &facts.offered, stream, user_agent)?.clone();
-    let outcome = catch_unwind(AssertUnwindSafe(|| build(shared, now, &facts, offer, credentials, &chosen)));
+    let outcome =
+        catch_unwind(AssertUnwindSafe(|| build(shared, now, &facts, offer, credentials, &chosen)));
     outcome.unwrap_or_else(|_| {
         tracing::warn!("the protocol library panicked on an offer");
         Err(JoinError::Internal)

@@ -86,3 +86,8 @@ pub use fanlight_wire::h264::SpsFacts;
 pub use frame::Frame;
 pub use join::{ParsedOffer, parse_offer};
 pub use limits::Limits;
+
+#[cfg(test)]
+mod scenarios;
+#[cfg(test)]
+mod world;

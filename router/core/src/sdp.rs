@@ -135,9 +135,7 @@ pub(crate) fn read_offer(text: &str) -> Result<OfferFacts, JoinError> {
     if session.get("ice-lite").is_some() {
         return Err(bad("both sides are ICE-lite"));
     }
-    let fingerprint = read_fingerprint(
-        raw.all("fingerprint").chain(session.all("fingerprint")),
-    )?;
+    let fingerprint = read_fingerprint(raw.all("fingerprint").chain(session.all("fingerprint")))?;
     let (h264, offered) = read_codecs(raw)?;
     Ok(OfferFacts {
         ufrag: ufrag.to_owned(),
@@ -207,7 +205,8 @@ fn read_section(raw: &Raw<'_>, index: usize) -> Result<Section, JoinError> {
     });
     // What a section is for is decided when all are known; a port of 0 says "not at all", unless
     // the section rides in the bundle.
-    let plan = if port == 0 && raw.get("bundle-only").is_none() { Plan::Refuse } else { Plan::Data };
+    let plan =
+        if port == 0 && raw.get("bundle-only").is_none() { Plan::Refuse } else { Plan::Data };
     Ok(Section {
         media: media.to_owned(),
         proto: proto.to_owned(),
@@ -241,9 +240,7 @@ fn plan_sections(
                 video = true;
                 Plan::Video
             }
-            "application"
-                if !data && bundled && section.first_format == "webrtc-datachannel" =>
-            {
+            "application" if !data && bundled && section.first_format == "webrtc-datachannel" => {
                 data = true;
                 Plan::Data
             }
@@ -283,8 +280,7 @@ fn read_fingerprint<'a>(lines: impl Iterator<Item = &'a str>) -> Result<String, 
         }
         let value = value.trim();
         let pairs: Vec<&str> = value.split(':').collect();
-        let clean =
-            pairs.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
+        let clean = pairs.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
         if pairs.len() == 32 && clean {
             return Ok(value.to_ascii_uppercase());
         }
@@ -341,7 +337,8 @@ fn read_codecs(raw: &Raw<'_>) -> Result<(Vec<OfferedH264>, Vec<String>), JoinErr
         if offered.len() < OFFER_CODECS_MAX {
             offered.push(describe(short, params));
         }
-        if !name.eq_ignore_ascii_case("H264/90000") || param(params, "packetization-mode") != Some("1")
+        if !name.eq_ignore_ascii_case("H264/90000")
+            || param(params, "packetization-mode") != Some("1")
         {
             continue;
         }
@@ -392,9 +389,8 @@ fn read_profile_level_id(params: &str) -> Option<[u8; 3]> {
 
 fn feedback(raw: &Raw<'_>, pt: u8, what: &str) -> bool {
     raw.all("rtcp-fb").any(|line| {
-        line.split_once(' ').is_some_and(|(on, name)| {
-            name.trim() == what && (on == "*" || read_pt(on) == Some(pt))
-        })
+        line.split_once(' ')
+            .is_some_and(|(on, name)| name.trim() == what && (on == "*" || read_pt(on) == Some(pt)))
     })
 }
 
@@ -437,8 +433,7 @@ fn read_extensions(raw: &Raw<'_>) -> Extensions {
 /// The mid under which the protocol library knows a section: the real one where it survives the
 /// library's sixteen alphanumeric characters, else a stand-in.
 pub(crate) fn library_mid(section: &Section) -> (&str, bool) {
-    let clean =
-        section.mid.len() <= 16 && section.mid.bytes().all(|b| b.is_ascii_alphanumeric());
+    let clean = section.mid.len() <= 16 && section.mid.bytes().all(|b| b.is_ascii_alphanumeric());
     match (clean, section.plan) {
         (true, _) => (&section.mid, true),
         (false, Plan::Video) => ("fanlightv", false),

@@ -162,8 +162,7 @@ impl Viewer {
                 }
             }
         })?;
-        self.rtc_timeout =
-            (timeout.saturating_duration_since(now) < TIMER_MAX).then_some(timeout);
+        self.rtc_timeout = (timeout.saturating_duration_since(now) < TIMER_MAX).then_some(timeout);
         Ok(())
     }
 
@@ -240,7 +239,11 @@ impl Viewer {
 
 /// Reads a datagram as the protocol library does. `None`: it is malformed, or made the parser
 /// panic.
-pub(crate) fn parse_datagram(from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> Option<Receive<'_>> {
+pub(crate) fn parse_datagram(
+    from: SocketAddr,
+    to: SocketAddr,
+    bytes: &[u8],
+) -> Option<Receive<'_>> {
     let parsed =
         catch_unwind(AssertUnwindSafe(|| Receive::new(Protocol::Udp, from, to, bytes).ok()));
     parsed.ok().flatten()

@@ -1,0 +1,6 @@
+//! What the core promises, one test per promise, played in [`crate::world`].
+
+mod inputs;
+mod joins;
+mod lives;
+mod media;
