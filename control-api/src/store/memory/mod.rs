@@ -5,6 +5,8 @@
 
 #[cfg(test)]
 pub(crate) mod fixtures;
+#[cfg(test)]
+mod model_test;
 mod nodes;
 mod requests;
 mod state;

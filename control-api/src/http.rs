@@ -1,0 +1,117 @@
+//! Plain HTTP on the backend-facing listener: the WHEP redirect and liveness. Not WHEP itself,
+//! which is the router's, nor the operators' listener. Invariant: nothing of a request but its
+//! stream id is read, and no token is looked at.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    response::Response,
+    routing::{get, options},
+};
+use fanlight_proto::{id::StreamId, reason::Reason};
+use http::{HeaderValue, StatusCode, header};
+
+use crate::{metrics as m, store::Store};
+
+/// Largest header list a router's URL is copied from; `Location` beyond it is refused.
+const MAX_URL_BYTES: usize = 2048;
+
+/// The routes.
+pub fn routes(store: Arc<dyn Store>) -> Router {
+    Router::new()
+        .route("/whep/{stream}", options(preflight).post(redirect))
+        .route("/livez", get(|| async { "ok\n" }))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .with_state(store)
+}
+
+/// Browsers ask before a cross-origin POST.
+async fn preflight() -> Response {
+    let mut response = empty(StatusCode::NO_CONTENT);
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST, OPTIONS"));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("authorization, content-type"),
+    );
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("3600"));
+    response
+}
+
+/// Sends a WHEP client to the router that carries the stream.
+async fn redirect(State(store): State<Arc<dyn Store>>, Path(stream): Path<String>) -> Response {
+    match find(&*store, &stream).await {
+        Ok(location) => {
+            m::count_by(m::REDIRECTS, "result", "redirected");
+            let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
+            response.headers_mut().insert(header::LOCATION, location);
+            response
+        }
+        Err((status, reason, why)) => {
+            m::count_by(m::REDIRECTS, "result", "refused");
+            problem(status, reason, why)
+        }
+    }
+}
+
+type Refusal = (StatusCode, Reason, &'static str);
+
+async fn find(store: &dyn Store, stream: &str) -> Result<HeaderValue, Refusal> {
+    let unknown = (StatusCode::NOT_FOUND, Reason::StreamNotFound, "no such stream");
+    let broken = (StatusCode::SERVICE_UNAVAILABLE, Reason::StoreUnavailable, "try again");
+    let id = StreamId::parse(stream).map_err(|_| unknown)?;
+    let row = store.stream(id).await.map_err(|_| broken)?.ok_or(unknown)?;
+    let offline = (StatusCode::CONFLICT, Reason::DeviceOffline, "the stream has no router yet");
+    let origin = row.accepted.as_ref().ok_or(offline)?;
+    let node = store.node(origin.node.clone()).await.map_err(|_| broken)?.ok_or(offline)?;
+    let url = whep_url(&node.addresses().whep_base_url, &row.id).ok_or(offline)?;
+    HeaderValue::from_str(&url).map_err(|_| offline)
+}
+
+/// WHEP address of a stream on a router.
+pub(crate) fn whep_url(base: &str, stream: &StreamId) -> Option<String> {
+    let base = base.trim_end_matches('/');
+    let fits = !base.is_empty() && base.len() <= MAX_URL_BYTES;
+    // Ids are made of characters that need no escaping in a path.
+    fits.then(|| format!("{base}/whep/{stream}"))
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    allow_any_origin(&mut response);
+    response
+}
+
+fn problem(status: StatusCode, reason: Reason, detail: &str) -> Response {
+    let body = serde_json::json!({
+        "type": "about:blank",
+        "title": status.canonical_reason().unwrap_or_default(),
+        "status": status.as_u16(),
+        "detail": detail,
+        "reason": reason.as_str(),
+    });
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status != StatusCode::NOT_FOUND {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    allow_any_origin(&mut response);
+    response
+}
+
+/// The redirect holds no secret and needs a token behind it, so any page may follow it.
+fn allow_any_origin(response: &mut Response) {
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("location, retry-after"),
+    );
+}

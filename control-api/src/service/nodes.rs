@@ -1,0 +1,56 @@
+//! `NodeService`. Translates only: reads, no fleet operations yet. Invariant: what it shows is one
+//! snapshot per page.
+
+use std::sync::Arc;
+
+use fanlight_proto::{
+    control::v1::{
+        GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
+        node_service_server::NodeService,
+    },
+    id::NodeId,
+    reason::Reason,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Parts, check::Fields, translate};
+use crate::{
+    error::{ControlError, bad_id},
+    page::{self, Pager},
+};
+
+/// The service.
+#[derive(Debug)]
+pub(crate) struct Nodes(pub(crate) Arc<Parts>);
+
+#[tonic::async_trait]
+impl NodeService for Nodes {
+    async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
+        let name = request.into_inner().name;
+        let id = NodeId::from_resource_name(&name).map_err(bad_id("name"))?;
+        let row = self.0.store.node(id.clone()).await?.ok_or_else(|| {
+            ControlError::new(Reason::NodeNotFound, "no such node")
+                .about("fanlight.Node", id.resource_name())
+        })?;
+        Ok(Response::new(translate::node(&row)))
+    }
+
+    async fn list_nodes(
+        &self,
+        request: Request<ListNodesRequest>,
+    ) -> Result<Response<ListNodesResponse>, Status> {
+        let body = request.into_inner();
+        let mut fields = Fields::new();
+        fields.filter(&body.filter);
+        fields.done()?;
+        let pager = Pager::new(self.0.token.seal(), &["ListNodes"]);
+        let after = pager.after(&body.page_token)?;
+        let after = after.map(|a| NodeId::parse(&a)).transpose().map_err(bad_id("page_token"))?;
+        let page = self.0.store.page_nodes(after, page::size(body.page_size)?).await?;
+        let last = page.rows.last().filter(|_| page.more);
+        Ok(Response::new(ListNodesResponse {
+            next_page_token: last.map(|r| pager.token(r.id.as_str())).unwrap_or_default(),
+            nodes: page.rows.iter().map(|r| translate::node(r)).collect(),
+        }))
+    }
+}
