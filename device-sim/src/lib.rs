@@ -8,3 +8,4 @@ pub mod input;
 mod keys;
 pub mod scrcpy;
 pub mod screen;
+pub mod services;

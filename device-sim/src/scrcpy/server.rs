@@ -72,14 +72,13 @@ impl Log {
     }
 }
 
-/// Runs a server of `version` with its command line arguments (version first) until it ends or
-/// `shell_closed` resolves. Returns the exit code of the process.
+/// Runs a server of `version` with its command line arguments (version first) until it ends; drop
+/// the future to kill it, as Android does when the shell goes. Returns the exit code.
 pub async fn run(
     context: &ServerContext,
     version: ScrcpyVersion,
     args: &[String],
     mut log: Log,
-    shell_closed: impl Future<Output = ()>,
 ) -> u8 {
     let options = match start(version, args, &mut log) {
         Ok(options) => options,
@@ -97,16 +96,12 @@ pub async fn run(
         log.say(LogLevel::Info, &listing(list, context.device.size()));
         return 0;
     }
-    tokio::select! {
-        ended = session(context, version, &options, &log) => match ended {
-            Ok(()) => 0,
-            Err(why) => {
-                log.say(LogLevel::Error, &why);
-                1
-            }
-        },
-        // Android kills the process when its shell goes.
-        () = shell_closed => 129,
+    match session(context, version, &options, &log).await {
+        Ok(()) => 0,
+        Err(why) => {
+            log.say(LogLevel::Error, &why);
+            1
+        }
     }
 }
 
