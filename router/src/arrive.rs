@@ -172,7 +172,8 @@ impl<T> Arrive<T> {
     }
 
     /// Frames held now.
-    pub(crate) fn held(&self) -> usize {
+    #[cfg(test)]
+    fn held(&self) -> usize {
         self.held.len()
     }
 
@@ -271,6 +272,8 @@ impl<T> Arrive<T> {
 mod tests {
     use super::*;
 
+    const NONE: [u16; 0] = [];
+
     struct Flow {
         arrive: Arrive<u16>,
         start: Instant,
@@ -322,8 +325,8 @@ mod tests {
     fn an_overtaken_frame_is_waited_for_and_order_is_restored() {
         let mut flow = Flow::new();
         flow.push(0, 0, 1, true);
-        assert_eq!(flow.push(1, 2, 1, false), []);
-        assert_eq!(flow.push(2, 3, 1, false), []);
+        assert_eq!(flow.push(1, 2, 1, false), NONE);
+        assert_eq!(flow.push(2, 3, 1, false), NONE);
         assert_eq!(flow.push(3, 1, 1, false), [1, 2, 3]);
         assert_eq!(flow.arrive.take_counts(), Counts::default());
     }
@@ -335,7 +338,7 @@ mod tests {
         flow.push(10, 2, 1, false);
         flow.push(30, 3, 1, false);
         assert_eq!(flow.arrive.next_timeout(), Some(flow.at(70)));
-        assert_eq!(flow.timeout(69), []);
+        assert_eq!(flow.timeout(69), NONE);
         let now = flow.at(70);
         flow.arrive.timeout(now, &mut flow.out);
         assert_eq!(
@@ -343,7 +346,7 @@ mod tests {
             [Released { frame: 2, after_gap: true }, Released { frame: 3, after_gap: false }]
         );
         flow.out.clear();
-        assert_eq!(flow.push(71, 1, 1, false), [], "its turn is over");
+        assert_eq!(flow.push(71, 1, 1, false), NONE, "its turn is over");
         assert_eq!(flow.arrive.take_counts(), Counts { late: 1, gaps: 1, before_key: 0 });
     }
 
@@ -354,7 +357,7 @@ mod tests {
         let now = flow.at(1);
         flow.arrive.opened(now, 1);
         flow.push(10, 60, 1, false);
-        assert_eq!(flow.timeout(400), []);
+        assert_eq!(flow.timeout(400), NONE);
         assert_eq!(flow.push(450, 1, 59, true), [1, 60]);
     }
 
@@ -365,7 +368,7 @@ mod tests {
         let now = flow.at(0);
         flow.arrive.opened(now, 1);
         flow.push(10, 2, 1, false);
-        assert_eq!(flow.timeout(499), []);
+        assert_eq!(flow.timeout(499), NONE);
         assert_eq!(flow.timeout(500), [2]);
     }
 
@@ -392,9 +395,9 @@ mod tests {
     #[test]
     fn nothing_leaves_before_the_first_keyframe() {
         let mut flow = Flow::new();
-        assert_eq!(flow.push(0, 100, 1, false), []);
-        assert_eq!(flow.push(1, 160, 1, false), []);
-        assert_eq!(flow.timeout(10_000), []);
+        assert_eq!(flow.push(0, 100, 1, false), NONE);
+        assert_eq!(flow.push(1, 160, 1, false), NONE);
+        assert_eq!(flow.timeout(10_000), NONE);
         assert_eq!(flow.push(10_001, 101, 59, true), [101, 160]);
         assert_eq!(flow.arrive.take_counts().before_key, 1);
     }
@@ -403,7 +406,7 @@ mod tests {
     fn sequence_numbers_wrap() {
         let mut flow = Flow::new();
         assert_eq!(flow.push(0, 65_530, 10, true), [65_530]);
-        assert_eq!(flow.push(1, 5, 1, false), []);
+        assert_eq!(flow.push(1, 5, 1, false), NONE);
         assert_eq!(flow.push(2, 4, 1, false), [4, 5]);
     }
 
@@ -411,7 +414,7 @@ mod tests {
     fn held_frames_are_bounded_in_number_and_bytes() {
         let mut flow = Flow::new();
         for i in 0..500u16 {
-            assert_eq!(flow.push(0, i, 1, false), []);
+            assert_eq!(flow.push(0, i, 1, false), NONE);
         }
         assert_eq!(flow.arrive.held(), MAX_HELD);
         let mut flow = Flow::new();

@@ -234,18 +234,23 @@ pub(crate) fn unix_s() -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::{
+        encoding::{AsDer as _, Pkcs8V1Der},
+        signature::{Ed25519KeyPair, KeyPair as _},
+    };
+    use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
     use fanlight_proto::{claims::Role, id::ViewerId};
-    use jsonwebtoken::{EncodingKey, Header, encode, jwk::Jwk};
-    use rcgen::{KeyPair, PKCS_ED25519};
+    use jsonwebtoken::{EncodingKey, Header, encode};
 
     use super::*;
 
     fn key() -> (EncodingKey, String) {
-        let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
-        let signing = EncodingKey::from_ed_pem(pair.serialize_pem().as_bytes()).unwrap();
-        let mut jwk = Jwk::from_encoding_key(&signing, Algorithm::EdDSA).unwrap();
-        jwk.common.key_id = Some("k1".into());
-        (signing, serde_json::json!({ "keys": [jwk] }).to_string())
+        let pair = Ed25519KeyPair::generate().unwrap();
+        let der: Pkcs8V1Der<'_> = pair.as_der().unwrap();
+        let x = URL_SAFE_NO_PAD.encode(pair.public_key().as_ref());
+        let jwk = serde_json::json!({ "kty": "OKP", "crv": "Ed25519", "kid": "test", "x": x });
+        let jwks = serde_json::json!({ "keys": [jwk] }).to_string();
+        (EncodingKey::from_ed_der(der.as_ref()), jwks)
     }
 
     fn claims() -> JoinClaims {
@@ -267,7 +272,7 @@ mod tests {
 
     fn mint(key: &EncodingKey, claims: &JoinClaims) -> String {
         let mut header = Header::new(Algorithm::EdDSA);
-        header.kid = Some("k1".into());
+        header.kid = Some("test".into());
         encode(&header, claims, key).unwrap()
     }
 

@@ -1,0 +1,215 @@
+//! The whole path over real sockets: a publisher on QUIC, a viewer on WebRTC, the router between
+//! them. Each test states what a user would see.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use common::{
+    World,
+    clip::{frame, nals},
+    eventually,
+    publisher::Publisher,
+    viewer::{Seen, Viewer},
+};
+use fanlight_proto::node::v1::hop_message::Body;
+use fanlight_wire::input::{
+    DeviceBody, DeviceMessage, InputBody, InputMessage, Touch, TouchAction,
+};
+
+const GOP: u32 = 30;
+/// 30 frames/s on a 90 kHz clock.
+const TICKS: u32 = 3_000;
+
+async fn live_stream(world: &World) -> Publisher {
+    world.want("pixel", 5).await;
+    let mut publisher = Publisher::connect(world, "w1").await;
+    publisher.published(1, "pixel", 5).await;
+    publisher.send_frame(1, &frame(0, GOP), 0).await;
+    publisher
+}
+
+/// Until the router answers joins of the stream with something other than 409.
+async fn until_live(world: &World) {
+    let token = world.token("pixel", "probe");
+    loop {
+        let status = world.post("pixel", &token, "not an offer").send().await.unwrap().status();
+        match status.as_u16() {
+            409 => tokio::task::yield_now().await,
+            400 => return,
+            other => panic!("status {other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_viewer_gets_exactly_the_published_access_units() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world).await;
+    until_live(&world).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    for number in 0..100 {
+        // One at a time: frames sent all at once may be overtaken by the next keyframe.
+        if number > 0 {
+            publisher.send_frame(1, &frame(number, GOP), number * TICKS).await;
+        }
+        let (au, _, gap) = viewer.frame().await;
+        assert_eq!(nals(&au), nals(&frame(number, GOP)), "frame {number}");
+        assert!(!gap, "frame {number}");
+    }
+    viewer.close().await;
+    eventually("the session is forgotten", || world.router.census().sessions == [0; 3]).await;
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_late_joiner_gets_the_current_group_of_pictures_at_once() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world).await;
+    for number in 1..10 {
+        publisher.send_frame(1, &frame(number, GOP), number * TICKS).await;
+    }
+    until_live(&world).await;
+    // Nothing more is sent: what arrives can only come from the cache.
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    let mut last_time = None;
+    for number in 0..10 {
+        let (au, time, gap) = viewer.frame().await;
+        assert_eq!(nals(&au), nals(&frame(number, GOP)), "frame {number}");
+        assert!(!gap, "frame {number}");
+        assert!(last_time.is_none_or(|last: u32| time.wrapping_sub(last) < 1 << 31));
+        last_time = Some(time);
+    }
+    // And a second one, for whom the shard has it already.
+    let mut second = Viewer::join(&world, "pixel", &world.token("pixel", "bob")).await;
+    assert_eq!(nals(&second.frame().await.0), nals(&frame(0, GOP)));
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_restarted_publisher_brings_the_picture_back_to_the_same_viewer() {
+    let world = World::new().await;
+    let publisher = live_stream(&world).await;
+    until_live(&world).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    assert_eq!(nals(&viewer.frame().await.0), nals(&frame(0, GOP)));
+    publisher.vanish();
+
+    // The same assignment again, with other numbers and times.
+    let mut again = Publisher::connect(&world, "w1").await;
+    again.published(3, "pixel", 5).await;
+    again.send_frame(3, &frame(60, GOP), 1_000_000).await;
+    again.send_frame(3, &frame(61, GOP), 1_003_000).await;
+    for number in [60, 61] {
+        let (au, _, gap) = viewer.frame().await;
+        assert_eq!(nals(&au), nals(&frame(number, GOP)));
+        assert!(!gap, "the viewer's sequence numbers go on");
+    }
+
+    // And a move to a higher epoch, taken over by another worker.
+    world.want("pixel", 6).await;
+    assert!(matches!(again.next().await, Body::Unpublish(u) if u.reason == "STALE_EPOCH"));
+    let mut other = Publisher::connect(&world, "w2").await;
+    other.published(1, "pixel", 6).await;
+    other.send_frame(1, &frame(90, GOP), 5).await;
+    let (au, _, gap) = viewer.frame().await;
+    assert_eq!(nals(&au), nals(&frame(90, GOP)));
+    assert!(!gap);
+    world.end().await;
+}
+
+#[tokio::test]
+async fn frames_that_overtake_each_other_arrive_in_order() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world).await;
+    until_live(&world).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    viewer.frame().await;
+    let streams: Vec<_> = (1..7)
+        .map(|number| publisher.frame_bytes(1, &frame(number, GOP), number * TICKS))
+        .collect();
+    // The others are sent only when the first of them has been taken: an opened stream whose
+    // first half is there keeps its turn.
+    let mut first = publisher.conn.open_uni().await.unwrap();
+    let (head, tail) = streams[0].split_at(streams[0].len() / 2);
+    first.write_all(head).await.unwrap();
+    for bytes in streams[1..].iter().rev() {
+        publisher.send_raw(bytes).await;
+    }
+    first.write_all(tail).await.unwrap();
+    first.finish().unwrap();
+    for number in 1..7 {
+        let (au, _, gap) = viewer.frame().await;
+        assert_eq!(nals(&au), nals(&frame(number, GOP)), "frame {number}");
+        assert!(!gap);
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_touch_reaches_the_device_and_the_device_answers() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world).await;
+    until_live(&world).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    viewer.until(&Seen::ChannelOpen("input".into())).await;
+    let session = DeviceMessage::decode(&viewer.message().await).unwrap();
+    assert!(matches!(session.body, DeviceBody::Session { .. }), "{session:?}");
+
+    let touch = touch(1, TouchAction::Down);
+    viewer.send(touch.clone());
+    let from = match publisher.next().await {
+        Body::DeviceInput(input) => {
+            assert_eq!((input.slot, &input.message), (1, &touch));
+            input.viewer
+        }
+        other => panic!("{other:?}"),
+    };
+
+    let mut clipboard = Vec::new();
+    let body = DeviceBody::Clipboard("hello".into());
+    DeviceMessage { seq: 0, lease_epoch: 0, body }.encode(&mut clipboard).unwrap();
+    let output = fanlight_proto::node::v1::DeviceOutput { slot: 1, message: clipboard.clone() };
+    publisher.tell(Body::DeviceOutput(output)).await;
+    assert_eq!(viewer.message().await, clipboard);
+
+    // The finger is down when the viewer goes away: the device is told to release it.
+    viewer.close().await;
+    match publisher.next().await {
+        Body::DeviceInput(input) => {
+            assert_eq!(input.viewer, from);
+            let message = InputMessage::decode(&input.message).unwrap();
+            assert_eq!(message.body, InputBody::ReleaseAll);
+        }
+        other => panic!("{other:?}"),
+    }
+    world.end().await;
+}
+
+fn touch(seq: u32, action: TouchAction) -> Vec<u8> {
+    let body = InputBody::Touch(Touch {
+        action,
+        pointer_id: 0,
+        pressure: 65_535,
+        x: 100,
+        y: 200,
+        w: 720,
+        h: 1_280,
+        buttons: 0,
+    });
+    let mut bytes = Vec::new();
+    InputMessage { seq, lease_epoch: 0, body }.encode(&mut bytes).unwrap();
+    bytes
+}
+
+#[tokio::test]
+async fn an_end_under_live_viewers_closes_them_properly() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world).await;
+    until_live(&world).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    viewer.until(&Seen::Connected).await;
+    world.end().await;
+    viewer.until(&Seen::Closed).await;
+    assert!(matches!(publisher.next().await, Body::GoAway(_)));
+    assert_eq!(publisher.closed().await.0, 0x1003);
+}
