@@ -852,6 +852,16 @@ impl Core {
     }
 }
 
+#[cfg(test)]
+impl Core {
+    /// Has a viewer's protocol state panic, as bytes from that viewer might.
+    pub(crate) fn provoke_panic(&mut self, session: SessionId) {
+        let key = self.sessions[&session];
+        let fault = self.viewers[key].provoke_panic();
+        self.fail(key, fault);
+    }
+}
+
 /// The address that a viewer knows us by, for a datagram that arrived on `to`.
 fn local_address(candidates: &[SocketAddr], to: SocketAddr) -> SocketAddr {
     if candidates.contains(&to) {

@@ -20,9 +20,9 @@ use crate::limits::{Limits, PAYLOAD_BYTES_MAX, PAYLOADS_PER_FRAME_MAX};
 pub(crate) enum Taken {
     /// Old epoch, duplicate, or out of bounds: nothing happened.
     Refused,
-    /// It cannot be decoded, because a frame before it is missing. `first`: the hole was just seen.
+    /// It cannot be decoded, because a frame before it is missing.
     Undecodable {
-        /// Whether this is the frame at which the hole showed.
+        /// Whether this is the first such frame.
         first: bool,
     },
     /// To be forwarded. `resized`: the picture has another size from here on.
@@ -46,8 +46,10 @@ pub(crate) struct Stream {
     /// The moment for which the merger's timer is set.
     pub(crate) timer: Option<Instant>,
     next_index: Option<u64>,
-    /// A frame is missing since the last keyframe.
-    broken: bool,
+    /// There was a keyframe, and no frame is missing since.
+    decodable: bool,
+    /// It was said that frames do not decode.
+    told: bool,
     /// Keys of viewers: controllers are served first.
     controllers: Vec<usize>,
     observers: Vec<usize>,
@@ -67,7 +69,8 @@ impl Stream {
             keyframes: Merger::default(),
             timer: None,
             next_index: None,
-            broken: false,
+            decodable: false,
+            told: false,
             controllers: Vec::new(),
             observers: Vec::new(),
             turn: 0,
@@ -105,7 +108,8 @@ impl Stream {
     fn restart(&mut self) {
         self.gop.clear();
         self.next_index = None;
-        self.broken = false;
+        self.decodable = false;
+        self.told = false;
     }
 
     /// Takes a frame in. The caller has seen to it that its epoch is the stream's.
@@ -125,14 +129,12 @@ impl Stream {
         if hole {
             counters.frame_gaps += 1;
         }
-        if frame.key {
-            self.broken = false;
-        } else if hole || self.broken {
-            let first = !self.broken;
-            self.broken = true;
+        self.decodable = frame.key || (self.decodable && !hole);
+        if !self.decodable {
             self.gop.clear();
-            return Taken::Undecodable { first };
+            return Taken::Undecodable { first: !std::mem::replace(&mut self.told, true) };
         }
+        self.told = false;
         if !self.gop.push(frame, limits.gop_frames_max, limits.gop_bytes_max) {
             counters.gop_overflows += 1;
         }

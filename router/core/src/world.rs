@@ -58,6 +58,8 @@ pub(crate) struct World {
     pub(crate) core: Core,
     pub(crate) clients: Vec<Client>,
     pub(crate) link: Link,
+    /// Limit of the sessions that join from now on.
+    pub(crate) max_session: Option<Duration>,
     pub(crate) to_device: Vec<(SessionId, InputMessage)>,
     pub(crate) keyframe_requests: Vec<(Duration, StreamKey, KeyframeReason)>,
     pub(crate) connected: Vec<SessionId>,
@@ -104,6 +106,7 @@ impl World {
             core,
             clients: Vec::new(),
             link: Link::default(),
+            max_session: None,
             to_device: Vec::new(),
             keyframe_requests: Vec::new(),
             connected: Vec::new(),
@@ -134,7 +137,7 @@ impl World {
                 offer: parsed,
                 viewer: "viewer".into(),
                 role,
-                max_session: None,
+                max_session: self.max_session,
                 user_agent: None,
             },
         )?;

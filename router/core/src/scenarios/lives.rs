@@ -67,13 +67,33 @@ fn a_viewer_that_falls_silent_is_dropped() {
 #[test]
 fn a_session_ends_when_its_time_is_over() {
     let mut w = World::new();
+    w.max_session = Some(Duration::from_secs(20));
     let v = w.join_connected(Role::Observer);
-    // The world's joins are without limit; this one is set as the control plane would.
-    w.core.leave(w.now, w.clients[v].session, LeaveReason::Expired);
-    w.drain_core();
+    w.max_session = None;
+    let other = w.join_connected(Role::Observer);
+    w.drive(Duration::from_secs(19));
+    assert!(w.gone.is_empty());
     w.drive(Duration::from_secs(2));
-    assert_eq!(w.gone, [(w.clients[v].session, GoneReason::Left(LeaveReason::Expired))]);
+    assert_eq!(w.gone, [(w.clients[v].session, GoneReason::SessionOver)]);
     assert!(!w.clients[v].rtc.is_alive(), "the client heard the farewell");
+    assert!(w.clients[other].rtc.is_alive());
+}
+
+#[test]
+fn a_viewer_that_makes_the_library_panic_is_dropped_alone() {
+    let mut w = World::new();
+    let bad = w.join_connected(Role::Controller);
+    let good = w.join_connected(Role::Observer);
+    let mut source = Source::new(1);
+    source.play(&mut w, 5, true);
+    w.core.provoke_panic(w.clients[bad].session);
+    w.drain_core();
+    source.play(&mut w, 5, false);
+    w.drive(Duration::from_millis(50));
+    assert_eq!(w.gone, [(w.clients[bad].session, GoneReason::ProtocolError)]);
+    assert_eq!(w.core.counters().viewer_panics, 1);
+    assert_eq!(w.clients[good].indices(), (0..10).collect::<Vec<u64>>());
+    assert_eq!(w.core.viewers_of(STREAM), 1);
 }
 
 #[test]

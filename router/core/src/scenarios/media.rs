@@ -145,6 +145,40 @@ fn a_lost_source_frame_freezes_until_the_next_keyframe() {
 }
 
 #[test]
+fn a_source_that_resumes_within_a_group_is_asked_for_a_keyframe() {
+    let mut w = World::new();
+    let v = w.join_connected(Role::Observer);
+    let mut source = Source::new(1);
+    source.play(&mut w, 5, true);
+    w.core.stream_down(w.now, STREAM, DownReason::Offline);
+    w.drain_core();
+    w.core.stream_up(w.now, STREAM, StreamInfo::new("streams/test", 1));
+    w.drain_core();
+    let before = w.keyframe_requests.len();
+    w.drive(Duration::from_secs(1));
+    source.play(&mut w, 5, false);
+    assert_eq!(w.keyframe_requests.len(), before + 1);
+    source.play(&mut w, 2, true);
+    w.drive(Duration::from_millis(50));
+    assert_eq!(w.clients[v].indices(), [0, 1, 2, 3, 4, 10, 11]);
+}
+
+#[test]
+fn a_viewer_is_polled_about_once_per_frame_and_hardly_when_nothing_happens() {
+    let mut w = World::new();
+    let v = w.join_connected(Role::Observer);
+    w.clients[v].dead = true; // no feedback that would cause polls
+    let mut source = Source::new(1);
+    let before = w.core.counters().rtc_polls;
+    source.play(&mut w, 90, true);
+    let busy = w.core.counters().rtc_polls - before;
+    assert!((90..=110).contains(&busy), "{busy} polls for 90 frames");
+    w.drive(Duration::from_secs(5));
+    let idle = w.core.counters().rtc_polls - before - busy;
+    assert!(idle < 60, "{idle} polls in five idle seconds");
+}
+
+#[test]
 fn loss_is_repaired_without_the_encoder() {
     let mut w = World::new();
     let v = w.join_connected(Role::Observer);
