@@ -8,7 +8,7 @@ use common::{
     World,
     clip::{frame, nals},
     eventually,
-    publisher::Publisher,
+    publisher::{Publisher, live_stream},
     viewer::{Seen, Viewer},
 };
 use fanlight_proto::node::v1::hop_message::Body;
@@ -20,32 +20,10 @@ const GOP: u32 = 30;
 /// 30 frames/s on a 90 kHz clock.
 const TICKS: u32 = 3_000;
 
-async fn live_stream(world: &World) -> Publisher {
-    world.want("pixel", 5).await;
-    let mut publisher = Publisher::connect(world, "w1").await;
-    publisher.published(1, "pixel", 5).await;
-    publisher.send_frame(1, &frame(0, GOP), 0).await;
-    publisher
-}
-
-/// Until the router answers joins of the stream with something other than 409.
-async fn until_live(world: &World) {
-    let token = world.token("pixel", "probe");
-    loop {
-        let status = world.post("pixel", &token, "not an offer").send().await.unwrap().status();
-        match status.as_u16() {
-            409 => tokio::task::yield_now().await,
-            400 => return,
-            other => panic!("status {other}"),
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_viewer_gets_exactly_the_published_access_units() {
     let world = World::new().await;
-    let mut publisher = live_stream(&world).await;
-    until_live(&world).await;
+    let mut publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     for number in 0..100 {
         // One at a time: frames sent all at once may be overtaken by the next keyframe.
@@ -64,11 +42,10 @@ async fn a_viewer_gets_exactly_the_published_access_units() {
 #[tokio::test]
 async fn a_late_joiner_gets_the_current_group_of_pictures_at_once() {
     let world = World::new().await;
-    let mut publisher = live_stream(&world).await;
+    let mut publisher = live_stream(&world, GOP).await;
     for number in 1..10 {
         publisher.send_frame(1, &frame(number, GOP), number * TICKS).await;
     }
-    until_live(&world).await;
     // Nothing more is sent: what arrives can only come from the cache.
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     let mut last_time = None;
@@ -88,8 +65,7 @@ async fn a_late_joiner_gets_the_current_group_of_pictures_at_once() {
 #[tokio::test]
 async fn a_restarted_publisher_brings_the_picture_back_to_the_same_viewer() {
     let world = World::new().await;
-    let publisher = live_stream(&world).await;
-    until_live(&world).await;
+    let publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     assert_eq!(nals(&viewer.frame().await.0), nals(&frame(0, GOP)));
     publisher.vanish();
@@ -120,8 +96,7 @@ async fn a_restarted_publisher_brings_the_picture_back_to_the_same_viewer() {
 #[tokio::test]
 async fn frames_that_overtake_each_other_arrive_in_order() {
     let world = World::new().await;
-    let mut publisher = live_stream(&world).await;
-    until_live(&world).await;
+    let mut publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     viewer.frame().await;
     let streams: Vec<_> = (1..7)
@@ -148,8 +123,7 @@ async fn frames_that_overtake_each_other_arrive_in_order() {
 #[tokio::test]
 async fn a_touch_reaches_the_device_and_the_device_answers() {
     let world = World::new().await;
-    let mut publisher = live_stream(&world).await;
-    until_live(&world).await;
+    let mut publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     viewer.until(&Seen::ChannelOpen("input".into())).await;
     let session = DeviceMessage::decode(&viewer.message().await).unwrap();
@@ -204,8 +178,7 @@ fn touch(seq: u32, action: TouchAction) -> Vec<u8> {
 #[tokio::test]
 async fn an_end_under_live_viewers_closes_them_properly() {
     let world = World::new().await;
-    let mut publisher = live_stream(&world).await;
-    until_live(&world).await;
+    let mut publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     viewer.until(&Seen::Connected).await;
     world.end().await;

@@ -200,3 +200,29 @@ pub fn publish(slot: u32, stream: &str, epoch: u64, token: &[u8]) -> pb::Publish
         bitrate_bps: 2_000_000,
     }
 }
+
+/// Stream `pixel` with epoch 5, published in slot 1 by worker `w1`, its first keyframe taken.
+pub async fn live_stream(world: &World, gop: u32) -> Publisher {
+    world.want("pixel", 5).await;
+    let mut publisher = Publisher::connect(world, "w1").await;
+    publisher.published(1, "pixel", 5).await;
+    publisher.send_frame(1, &super::clip::frame(0, gop), 0).await;
+    until_live(world, "pixel").await;
+    publisher
+}
+
+/// Until the router answers joins of the stream with something other than 409.
+pub async fn until_live(world: &World, stream: &str) {
+    let token = world.token(stream, "probe");
+    soon("live", async {
+        loop {
+            let probe = world.post(stream, &token, "not an offer").send().await.unwrap();
+            match probe.status().as_u16() {
+                409 => tokio::task::yield_now().await,
+                400 => return,
+                other => panic!("status {other}"),
+            }
+        }
+    })
+    .await;
+}
