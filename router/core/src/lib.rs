@@ -87,7 +87,10 @@ pub use frame::Frame;
 pub use join::{ParsedOffer, parse_offer};
 pub use limits::Limits;
 
+#[cfg(any(test, feature = "test-util"))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(test)]
 mod scenarios;
-#[cfg(test)]
+#[cfg(any(test, feature = "test-util"))]
 mod world;

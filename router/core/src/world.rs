@@ -5,6 +5,7 @@
 //! the next event and nowhere else, and a world that does not come to rest within a bounded number
 //! of steps fails the test (livelock).
 #![allow(clippy::unwrap_used, reason = "a test fixture: any surprise is a failed test")]
+#![cfg_attr(not(test), allow(dead_code, reason = "the fuzz targets use a part of it"))]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
