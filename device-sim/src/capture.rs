@@ -419,6 +419,9 @@ impl Worker {
     }
 
     fn put(&self, packet: Packet) -> Result<(), CaptureError> {
+        if matches!(packet, Packet::Picture { .. }) {
+            metrics::counter!("fanlight_sim_pictures_total").increment(1);
+        }
         self.send.blocking_send(packet).map_err(|_| CaptureError::ReaderGone)
     }
 }

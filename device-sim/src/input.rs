@@ -148,6 +148,11 @@ impl InputLog {
     /// Adds a record. A file that can no longer be written is reported in our log and otherwise
     /// ignored: the device goes on.
     pub(crate) fn add(&self, record: InputRecord) {
+        let source = match record.source {
+            Source::Scrcpy => "scrcpy",
+            Source::Shell => "shell",
+        };
+        metrics::counter!("fanlight_sim_inputs_total", "source" => source).increment(1);
         tracing::debug!(kind = %record.kind, action = ?record.action, ignored = ?record.ignored, "input");
         if let Some(file) = &self.file {
             let mut line = serde_json::to_vec(&record).unwrap_or_default();

@@ -204,7 +204,9 @@ impl ServerOptions {
             }
             "raw_stream" => {}
             key if LISTS.contains(&key) => {
-                self.list = boolean(value).then(|| key.to_owned()).or(self.list.take());
+                if boolean(value) {
+                    self.list = Some(key.to_owned());
+                }
             }
             key if WITHOUT_EFFECT.contains(&key) => {}
             key if v4 && WITHOUT_EFFECT_V4.contains(&key) => {}

@@ -127,7 +127,7 @@ impl ScreenModel {
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         let (w, h) = self.natural;
-        if self.rotation % 2 == 0 { (w, h) } else { (h, w) }
+        if self.rotation.is_multiple_of(2) { (w, h) } else { (h, w) }
     }
 
     /// Turns between upright and landscape, as scrcpy's ROTATE_DEVICE does.

@@ -69,9 +69,9 @@ impl I420 {
     /// Converts one area of an RGBA picture whose rows are `stride` bytes long.
     pub fn convert(&mut self, rgba: &[u8], stride: usize, area: Area) {
         let x0 = area.x0 as usize & !1;
-        let x1 = (area.x1 as usize + 1 & !1).min(self.width);
+        let x1 = ((area.x1 as usize + 1) & !1).min(self.width);
         let y0 = area.y0 as usize & !1;
-        let y1 = (area.y1 as usize + 1 & !1).min(self.height);
+        let y1 = ((area.y1 as usize + 1) & !1).min(self.height);
         if x0 >= x1 {
             return;
         }
