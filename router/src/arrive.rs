@@ -254,7 +254,7 @@ impl<T> Arrive<T> {
     /// Extends a 16-bit sequence number by the nearest to the highest seen.
     fn extend(&mut self, seq: u16) -> u64 {
         // Starting one cycle up leaves room for frames that belong before the first one seen.
-        let newest = self.newest.unwrap_or((1 << 16) | u64::from(seq));
+        let newest = self.newest.unwrap_or_else(|| (1 << 16) | u64::from(seq));
         let low = (newest & 0xffff) as i64;
         let mut step = i64::from(seq) - low;
         if step > 0x7fff {

@@ -182,10 +182,9 @@ impl RouterConfig {
                 wrong("ice.announce", format!("{ip} cannot be reached through a socket on {bind}"));
             }
         }
-        if !self.whep_base_url.is_empty()
-            && !(self.whep_base_url.starts_with("http://")
-                || self.whep_base_url.starts_with("https://"))
-        {
+        let base = &self.whep_base_url;
+        let is_url = base.starts_with("http://") || base.starts_with("https://");
+        if !(base.is_empty() || is_url) {
             wrong("whep_base_url", "must begin with http:// or https://".into());
         }
         for endpoint in &self.control_endpoints {

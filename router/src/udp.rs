@@ -152,7 +152,7 @@ fn candidate_for(candidates: &[SocketAddr], from: SocketAddr) -> SocketAddr {
         c.is_ipv4() == from.is_ipv4() && c.ip().is_loopback() == from.ip().is_loopback()
     };
     // There is always one: `candidates` never returns an empty list.
-    candidates.iter().find(same).or(candidates.first()).copied().unwrap_or(from)
+    candidates.iter().find(same).or_else(|| candidates.first()).copied().unwrap_or(from)
 }
 
 #[cfg(test)]

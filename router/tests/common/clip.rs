@@ -12,7 +12,7 @@ pub const SIZE: (u32, u32) = (720, 1280);
 /// keyframes are big enough to be cut into several packets.
 pub fn frame(number: u32, gop: u32) -> Vec<u8> {
     let mut au = Vec::new();
-    if number % gop == 0 {
+    if number.is_multiple_of(gop) {
         write_nal(&sps(), &mut au);
         write_nal(&[0x68, 0xce, 0x38, 0x80], &mut au);
         write_nal(&slice(0x65, number, 5_000), &mut au);
