@@ -36,7 +36,7 @@ function show(stream) {
     tab.setAttribute('aria-current', String(tab.dataset.name === stream.name));
   }
   player.setAttribute('label', labelOf(stream));
-  player.token = stream.token || undefined;
+  player.setAttribute('token', stream.token ?? '');
   player.setAttribute('whep', new URL(stream.whep_url, location.href).href);
   if (!player.isConnected) main.replaceChildren(player);
 }

@@ -56,19 +56,17 @@ const template = `
     <div class="pill" role="status"><span class="dot"></span><span class="word"></span><span class="role"></span></div>
     <div class="brief" aria-hidden="true"></div>
   </div>
-  <div class="stage">
-    <div class="device" part="device">
-      <div class="screen">
-        <video playsinline muted autoplay disablepictureinpicture disableremoteplayback></video>
-        <textarea class="sink" rows="1" autocapitalize="off" autocomplete="off" autocorrect="off" spellcheck="false" enterkeyhint="enter"></textarea>
-        <div class="veil"><div class="spinner"></div><p></p><button class="primary start" hidden>${icons.play}<span></span></button></div>
-      </div>
+  <div class="device" part="device">
+    <div class="screen">
+      <video playsinline muted autoplay disablepictureinpicture disableremoteplayback></video>
+      <textarea class="sink" rows="1" autocapitalize="off" autocomplete="off" autocorrect="off" spellcheck="false" enterkeyhint="enter"></textarea>
+      <div class="veil"><div class="spinner"></div><p></p><button class="primary start" hidden>${icons.play}<span></span></button></div>
     </div>
-    <div class="card" role="alert" hidden>
-      <span class="mark">${icons.warning}</span>
-      <h2></h2><p></p><dl></dl>
-      <div class="act"><button class="primary retry">${icons.retry}<span>Try again</span></button><span class="count"></span></div>
-    </div>
+  </div>
+  <div class="card" role="alert" hidden>
+    <span class="mark">${icons.warning}</span>
+    <h2></h2><p></p><dl></dl>
+    <div class="act"><button class="primary retry">${icons.retry}<span>Try again</span></button><span class="count"></span></div>
   </div>
   <div class="bar" role="toolbar" aria-label="Device buttons" aria-orientation="vertical"></div>
 </div>
@@ -96,6 +94,7 @@ export class FanlightPlayer extends HTMLElement {
   #joinedAt = 0;
   #picture = 'none'; // none, live, old
   #wantsCopy = false;
+  #changed = false;
 
   constructor() {
     super();
@@ -107,7 +106,7 @@ export class FanlightPlayer extends HTMLElement {
     this.#root.adoptedStyleSheets = [sheet];
     this.#buildBar();
     this.#overlay.element.hidden = true;
-    this.#$('.stage').append(this.#overlay.element);
+    this.#root.append(this.#overlay.element);
     this.#$('.retry').addEventListener('click', () => this.connect());
     this.#$('.start').addEventListener('click', () => this.#start());
     this.video.addEventListener('resize', () => this.#aspect());
@@ -135,7 +134,7 @@ export class FanlightPlayer extends HTMLElement {
 
   /** The join token: a string, or a function that gives one (or a promise of one) per attempt. */
   get token() {
-    return this.#token ?? this.getAttribute('token') ?? undefined;
+    return this.#token ?? (this.getAttribute('token') || undefined);
   }
 
   set token(value) {
@@ -145,6 +144,7 @@ export class FanlightPlayer extends HTMLElement {
   connectedCallback() {
     addEventListener('pagehide', this.#leave);
     addEventListener('pageshow', this.#comeBack);
+    addEventListener('online', this.#online);
     document.addEventListener('fullscreenchange', this.#fullscreenChanged);
     this.#render();
     if (this.hasAttribute('whep') && !this.hasAttribute('manual')) this.connect();
@@ -153,6 +153,7 @@ export class FanlightPlayer extends HTMLElement {
   disconnectedCallback() {
     removeEventListener('pagehide', this.#leave);
     removeEventListener('pageshow', this.#comeBack);
+    removeEventListener('online', this.#online);
     document.removeEventListener('fullscreenchange', this.#fullscreenChanged);
     this.disconnect();
   }
@@ -162,7 +163,7 @@ export class FanlightPlayer extends HTMLElement {
     else if (before !== after && this.isConnected && !this.hasAttribute('manual')) {
       // Another device: the last picture is not this one's.
       if (name === 'whep') this.#picture = 'none';
-      this.connect();
+      this.#connectSoon();
     }
   }
 
@@ -183,6 +184,21 @@ export class FanlightPlayer extends HTMLElement {
     on('error', (error) => this.#emit('error', error));
     this.#statsTimer = setInterval(() => this.#tick(), STATS_MS);
     client.connect();
+  }
+
+  /** Several attributes set in a row are one change. */
+  #connectSoon() {
+    if (this.#changed) return;
+    this.#changed = true;
+    queueMicrotask(() => {
+      this.#changed = false;
+      if (this.isConnected) this.connect();
+    });
+  }
+
+  /** Gives the device's screen the keyboard. */
+  focus(options) {
+    this.#$('.sink').focus({ preventScroll: true, ...options });
   }
 
   /** Leaves. */
@@ -214,6 +230,11 @@ export class FanlightPlayer extends HTMLElement {
 
   #comeBack = (event) => {
     if (event.persisted && this.#client) this.connect();
+  };
+
+  /** The network is back: no need to wait for the next try. */
+  #online = () => {
+    if (this.#state === 'reconnecting') this.#client?.connect();
   };
 
   #connection({ state, error, retryInMs }) {
@@ -270,6 +291,7 @@ export class FanlightPlayer extends HTMLElement {
       send: (bytes, droppable) => client.send(bytes, droppable),
       enabled: () => this.role !== 'observer',
       onCopy: () => { this.#wantsCopy = true; },
+      onTooLong: () => this.#toast('Too long to paste: at most 64 KiB'),
     });
     this.#render();
   }
@@ -336,7 +358,8 @@ export class FanlightPlayer extends HTMLElement {
   #render() {
     const player = this.#$('.player');
     const control = Boolean(this.#input) && this.role !== 'observer';
-    const [tone, word] = TONES[this.#state];
+    let [tone, word] = TONES[this.#state];
+    if (this.#state === 'reconnecting' && this.#picture === 'none') word = 'Trying to connect';
     Object.assign(player.dataset, {
       state: this.#state, picture: this.#picture, tone, control: control ? 'yes' : 'no' });
     this.#$('.pill .word').textContent = word;
@@ -396,7 +419,7 @@ export class FanlightPlayer extends HTMLElement {
   #aspect(ratio) {
     const { videoWidth, videoHeight } = this.video;
     const value = ratio ?? (videoHeight ? videoWidth / videoHeight : undefined);
-    if (value) this.#$('.device').style.setProperty('--ar', String(value));
+    if (value) this.#$('.player').style.setProperty('--ar', String(value));
   }
 
   #label() {
@@ -415,7 +438,7 @@ export class FanlightPlayer extends HTMLElement {
     };
     const rule = () => document.createElement('hr');
     const device = ([icon, label, button]) => this.#deviceButton(icon, label, button);
-    const keyboard = this.#barButton('keyboard', 'Keyboard', () => this.#$('.sink').focus());
+    const keyboard = this.#barButton('keyboard', 'Keyboard', () => this.focus());
     keyboard.classList.add('keyboard');
     const stats = this.#barButton('stats', 'Statistics', () => this.#toggleStats());
     const fullscreen = this.#barButton('fullscreen', 'Full screen', () => this.#toggleFullscreen());

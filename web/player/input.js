@@ -48,7 +48,8 @@ export function mapPoint(pointX, pointY, box, videoW, videoH) {
  * Turns events of a video element and of a text sink into messages.
  *
  * Options: `video` the element; `sink` a textarea that takes the keyboard; `send(bytes, droppable)`;
- * `enabled()` whether input may be sent; `onCopy()` when the user asked for the device's clipboard.
+ * `enabled()` whether input may be sent; `onCopy()` when the user asked for the device's clipboard;
+ * `onTooLong()` when a text to paste is over the limit.
  */
 export class InputController {
   #video;
@@ -56,6 +57,7 @@ export class InputController {
   #send;
   #enabled;
   #onCopy;
+  #onTooLong;
   #seq = 0;
   #lease = 0;
   #session = { w: 0, h: 0 };
@@ -66,12 +68,13 @@ export class InputController {
   #settle = 0;
   #abort = new AbortController();
 
-  constructor({ video, sink, send, enabled = () => true, onCopy = () => {} }) {
+  constructor({ video, sink, send, enabled = () => true, onCopy = () => {}, onTooLong = () => {} }) {
     this.#video = video;
     this.#sink = sink;
     this.#send = send;
     this.#enabled = enabled;
     this.#onCopy = onCopy;
+    this.#onTooLong = onTooLong;
     this.#listen();
   }
 
@@ -101,9 +104,12 @@ export class InputController {
     for (const text of chunkText(value)) this.message({ type: 'text', text });
   }
 
-  /** Sets the device's clipboard, and pastes it if wanted. False when it is too long. */
+  /**
+   * Sets the device's clipboard, and pastes it if wanted. Gives whether it was sent, and undefined
+   * when it is too long.
+   */
   setClipboard(text, paste = false) {
-    if (new TextEncoder().encode(text).length > CLIPBOARD_MAX) return false;
+    if (new TextEncoder().encode(text).length > CLIPBOARD_MAX) return undefined;
     return this.message({ type: 'set_clipboard', text, paste });
   }
 
@@ -146,6 +152,7 @@ export class InputController {
     on(this.#sink, 'keydown', this.#keyDown);
     on(this.#sink, 'keyup', this.#keyUp);
     on(this.#sink, 'blur', this.releaseAll);
+    on(document, 'visibilitychange', () => document.hidden && this.releaseAll());
     on(this.#sink, 'beforeinput', this.#beforeInput);
     on(this.#sink, 'compositionend', (e) => this.#composed(e.data));
     on(this.#sink, 'input', (e) => e.isComposing || this.#resetSink());
@@ -295,7 +302,7 @@ export class InputController {
   #paste(event) {
     event.preventDefault();
     const text = event.clipboardData?.getData('text/plain');
-    if (text) this.setClipboard(text, true);
+    if (text && this.setClipboard(text, true) === undefined) this.#onTooLong();
   }
 
   /** Text that does not come as keys: on-screen keyboards, dictation, emoji pickers. */

@@ -30,9 +30,14 @@ export const css = `
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 
 .player {
+  /* What is beside the device: head above, bar to the right (or below), its frame around. */
+  --frame: clamp(7px, 1.5cqmin, 12px);
+  --beside-x: 98px;
+  --beside-y: 44px;
+  --ar: 0.5625;
   display: grid;
-  grid-template: auto minmax(0, 1fr) / minmax(0, 1fr) auto;
-  grid-template-areas: "head head" "stage bar";
+  grid-template: auto minmax(0, 1fr) / minmax(0, 1fr) auto minmax(58px, 1fr);
+  grid-template-areas: "head head head" "left stage bar";
   gap: 12px 20px;
   height: 100%;
 }
@@ -51,23 +56,20 @@ export const css = `
 [data-tone="warn"] .dot { background: var(--warn); animation: pulse 1.2s ease-in-out infinite; }
 [data-tone="bad"] .dot { background: var(--bad); box-shadow: 0 0 0 3px rgb(255 107 122 / 18%); }
 .role { color: var(--muted); font-weight: 450; }
-.role:not(:empty)::before { content: "·"; margin-right: 7px; }
+.role:empty { display: none; }
+.role::before { content: "·"; margin-right: 7px; }
 .brief { color: var(--muted); font-size: 13px; font-variant-numeric: tabular-nums; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 
-/* Stage: the device as large as it fits, at the picture's own aspect. */
-.stage { grid-area: stage; position: relative; container-type: size; display: grid; place-items: center; min-width: 0; min-height: 0; }
+/* The device as large as it fits, at the picture's own aspect. */
 .device {
-  --frame: clamp(7px, 1.5cqmin, 12px);
-  --ar: 0.5625;
+  grid-area: stage; place-self: center;
   position: relative;
-  width: min(100cqw, calc((100cqh - 2 * var(--frame)) * var(--ar) + 2 * var(--frame)));
-  aspect-ratio: auto;
+  width: min(100cqw - var(--beside-x), (100cqh - var(--beside-y) - 2 * var(--frame)) * var(--ar) + 2 * var(--frame));
   padding: var(--frame);
   border-radius: calc(var(--frame) + clamp(16px, 4cqmin, 30px));
   background: linear-gradient(145deg, #2b303b, #0c0f14 32%, #07090c 68%, #232833);
   box-shadow: 0 0 0 1px rgb(255 255 255 / 7%), inset 0 0 0 1.5px rgb(255 255 255 / 6%),
     0 30px 80px -24px rgb(0 0 0 / 85%), 0 0 140px -50px color-mix(in srgb, var(--accent) 55%, transparent);
-  transition: width .35s cubic-bezier(.3, .8, .3, 1);
 }
 .screen {
   position: relative; overflow: hidden;
@@ -97,21 +99,20 @@ video {
   transition: opacity .3s, visibility .3s;
 }
 [data-picture="old"] .veil { background: rgb(7 9 13 / 62%); backdrop-filter: blur(14px) saturate(.6); }
-[data-picture="live"] .veil { opacity: 0; visibility: hidden; }
+[data-picture="live"] .veil { opacity: 0; visibility: hidden; pointer-events: none; }
 .spinner { width: 38px; height: 38px; border-radius: 50%; border: 3px solid rgb(255 255 255 / 10%); border-top-color: var(--accent); animation: spin .9s linear infinite; }
 [data-state="idle"] .spinner, [data-state="closed"] .spinner { display: none; }
 .veil p { margin: 0; max-width: 26ch; }
 
 /* Card with the server's words. */
 .card {
-  position: absolute; inset: 0; margin: auto; width: min(340px, calc(100% - 28px)); height: fit-content;
-  max-height: calc(100% - 28px); overflow: auto;
-  padding: 22px; border-radius: 20px; text-align: left;
+  grid-area: stage; place-self: center; position: relative; z-index: 1; width: min(340px, 100cqw - 28px);
+  max-height: calc(100cqh - var(--beside-y)); overflow: auto; padding: 22px; border-radius: 20px; text-align: left;
   background: color-mix(in srgb, var(--surface) 94%, transparent); border: 1px solid var(--line);
   box-shadow: 0 24px 60px -18px rgb(0 0 0 / 80%);
 }
 .card[hidden] { display: none; }
-.card svg.mark, .card .mark svg { width: 26px; height: 26px; color: var(--bad); }
+.card .mark svg { width: 26px; height: 26px; color: var(--bad); }
 .card h2 { margin: 10px 0 6px; font-size: 17px; line-height: 1.3; font-weight: 620; overflow-wrap: anywhere; }
 .card p { margin: 0 0 12px; color: #b6bdcb; overflow-wrap: anywhere; }
 .card p:empty { display: none; }
@@ -132,7 +133,7 @@ video {
 
 /* Bar of buttons: beside the device, below it where the player is narrow. */
 .bar {
-  grid-area: bar; align-self: center; display: flex; flex-direction: column; gap: 4px; padding: 7px; border-radius: 20px;
+  grid-area: bar; place-self: center start; display: flex; flex-direction: column; gap: 4px; padding: 7px; border-radius: 20px;
   background: rgb(255 255 255 / 4%); border: 1px solid var(--line);
   max-height: 100%; overflow: auto; scrollbar-width: none;
 }
@@ -142,7 +143,7 @@ video {
   position: relative; flex: none; display: grid; place-items: center; width: 42px; height: 42px; border: 0; border-radius: 13px;
   background: none; color: #c9cfdb; cursor: pointer; touch-action: manipulation; transition: background .15s, color .15s, transform .1s;
 }
-.bar button svg { width: 21px; height: 21px; }
+.bar button svg { width: 22px; height: 22px; }
 .bar button:hover { background: rgb(255 255 255 / 8%); color: #fff; }
 .bar button:active:not(:disabled) { transform: scale(.92); background: rgb(255 255 255 / 14%); }
 .bar button[aria-pressed="true"] { background: color-mix(in srgb, var(--accent) 20%, transparent); color: var(--accent); }
@@ -152,11 +153,11 @@ video {
 .bar .more { display: none; }
 @media not all and (any-pointer: coarse) { .bar .keyboard { display: none; } }
 :host([controls="none"]) .bar, :host([controls="none"]) .head { display: none; }
-:host([controls="none"]) .player { gap: 0; grid-template: minmax(0, 1fr) / minmax(0, 1fr); grid-template-areas: "stage"; }
+:host([controls="none"]) .player { --beside-x: 0px; --beside-y: 0px; gap: 0; grid-template: "stage" minmax(0, 1fr) / minmax(0, 1fr); }
 
 /* Statistics. */
 .stats {
-  position: absolute; z-index: 2; top: 0; left: 0; width: 268px; max-width: 100%; max-height: 100%; overflow: auto; padding: 14px 16px;
+  position: absolute; z-index: 2; top: 44px; left: 0; width: 268px; max-width: 100%; max-height: calc(100% - 44px); overflow: auto; padding: 14px 16px;
   border-radius: 16px; background: rgb(13 16 23 / 84%); backdrop-filter: blur(18px); border: 1px solid var(--line);
   font-size: 12.5px; font-variant-numeric: tabular-nums; pointer-events: none; box-shadow: 0 20px 50px -20px #000;
 }
@@ -180,8 +181,8 @@ video {
 .toast.shown { opacity: 1; translate: -50% 0; }
 
 @container player (max-width: 640px) {
-  .player { grid-template: auto minmax(0, 1fr) auto / minmax(0, 1fr); grid-template-areas: "head" "stage" "bar"; gap: 10px; }
-  .bar { position: relative; flex-direction: row; align-self: end; width: 100%; justify-content: space-around; padding: 5px; gap: 0; overflow: visible; }
+  .player { --beside-x: 0px; --beside-y: 108px; grid-template: auto minmax(0, 1fr) auto / minmax(0, 1fr); grid-template-areas: "head" "stage" "bar"; gap: 10px; }
+  .bar { position: relative; flex-direction: row; place-self: end stretch; justify-content: space-around; padding: 5px; gap: 0; overflow: visible; }
   .bar hr { display: none; }
   .bar button { width: 52px; height: 44px; }
   .bar .more { display: grid; }
@@ -192,6 +193,9 @@ video {
   .bar:not(.open) .extra { display: none; }
 }
 @container player (max-height: 600px) and (min-width: 641px) {
+  .player { --beside-x: 244px; --beside-y: 0px; grid-template: "head stage bar" minmax(0, 1fr) / minmax(108px, 1fr) auto minmax(96px, 1fr); }
+  .head { flex-direction: column; justify-content: start; align-items: start; }
+  .brief { white-space: normal; }
   .bar { display: grid; grid-template-columns: 1fr 1fr; }
   .bar hr { display: none; }
 }

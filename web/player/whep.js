@@ -138,8 +138,12 @@ export class WhepClient extends EventTarget {
     const channel = droppable && moves?.readyState === 'open' ? moves : input;
     if (channel?.readyState !== 'open') return false;
     if (droppable && channel.bufferedAmount > MOVES_BUFFERED_MAX) return false;
-    channel.send(bytes);
-    return true;
+    try {
+      channel.send(bytes);
+      return true;
+    } catch {
+      return false; // longer than the other side takes, or closing
+    }
   }
 
   async #open() {
@@ -206,12 +210,15 @@ export class WhepClient extends EventTarget {
   }
 
   async #post(offer) {
-    const response = await fetch(this.#url, {
+    const request = {
       method: 'POST',
       headers: { 'Content-Type': 'application/sdp', Accept: 'application/sdp', ...(await this.#auth()) },
       body: offer,
       signal: this.#abort.signal,
-    });
+    };
+    let response = await fetch(this.#url, request);
+    // Browsers take the token off when a redirect leads to another origin; that router needs it too.
+    if (response.status === 401 && response.redirected) response = await fetch(response.url, request);
     if (response.status !== 201) throw await problemOf(response);
     const location = response.headers.get('location');
     return {
