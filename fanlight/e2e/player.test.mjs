@@ -126,10 +126,10 @@ describe('the player', () => {
       await page.mouse.move(b.x + 50, b.y + 100);
       await page.mouse.down();
       await page.evaluate(() => Object.assign(fakeRouter.canvas, { width: 640, height: 360 }));
-      await live();
+      await page.waitForFunction(() => fakeRouter.received.some((m) => m.bytes[0] === 8));
       await page.mouse.up();
-      const released = await messages(2);
-      assert.deepEqual(released.map((m) => m.type), ['touch', 'release_all']);
+      assert.deepEqual((await everything()).map((m) => m.type), ['touch', 'release_all']);
+      await live();
       b = await box();
       await page.mouse.click(b.x + 0.25 * b.w, b.y + 0.75 * b.h);
       const [down] = await messages(2);
