@@ -138,7 +138,8 @@ impl Services {
                     .iter()
                     .map(|(name, to)| format!("host-1 localabstract:{name} {to}\n"))
                     .collect();
-                [format!("OKAY{:04x}", lines.len()), lines].concat().into_bytes()
+                // No OKAY here: the adb server has already said that the service is open.
+                format!("{:04x}{lines}", lines.len()).into_bytes()
             }
             _ => reverse::refused("unknown reverse request"),
         }

@@ -150,7 +150,9 @@ fn parse(args: &[String]) -> Result<Recording, String> {
             None if matches!(option, "verbose" | "bugreport" | "rotate" | "show-frame-time") => {
                 continue;
             }
-            None => (option, rest.next().cloned().ok_or_else(|| format!("--{option} needs a value"))?),
+            None => {
+                (option, rest.next().cloned().ok_or_else(|| format!("--{option} needs a value"))?)
+            }
         };
         let bad = || format!("bad value for --{key}: {value}");
         match key {
