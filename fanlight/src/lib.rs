@@ -1,1 +1,7 @@
-//! One binary with every role, and a demo of the whole system in one process
+//! The parts of the `fanlight` binary: command line, demo, page server, certificates. Not the
+//! roles: each is a package of its own. Invariant: nothing here is on the media path.
+
+pub mod cli;
+pub mod demo;
+pub mod page;
+pub mod pki;
