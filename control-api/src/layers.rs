@@ -189,7 +189,7 @@ mod tests {
 
     fn with(timeout: &'static str) -> Result<Duration, ControlError> {
         let mut headers = HeaderMap::new();
-        headers.insert("grpc-timeout", HeaderValue::from_static(timeout));
+        headers.insert("grpc-timeout", HeaderValue::from_bytes(timeout.as_bytes()).unwrap());
         deadline_of(&headers)
     }
 
