@@ -27,8 +27,8 @@ pub struct RouterConfig {
     pub whep_base_url: String,
     /// Where ingest workers connect (QUIC over UDP).
     pub quic_listen: SocketAddr,
-    /// Addresses given to ingest workers; empty: what was bound.
-    pub quic_announce: Vec<SocketAddr>,
+    /// Addresses given to ingest workers, `host:port`; empty: what was bound.
+    pub quic_announce: Vec<String>,
     /// Metrics, health and drain. None: no listener of its own.
     pub admin_listen: Option<SocketAddr>,
     /// Shard threads, each with its own UDP socket and port.

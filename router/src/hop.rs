@@ -48,6 +48,8 @@ pub(crate) const HOP_VERSION: u32 = 1;
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// Longest life of one frame's stream. Far above the order's own caps: it only frees memory.
 const FRAME_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest wait for the worker to have the last control messages.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Messages to the worker that may wait. At the bound they are dropped and counted: a worker that
 /// does not read its control stream must not hold memory here.
 const OUTBOX: usize = 512;
@@ -83,10 +85,17 @@ const fn close(code: u64, word: &'static str) -> Close {
 }
 
 /// Serves a connection whose handshake is done, until it ends.
-pub(crate) async fn serve(conn: Connection, hop: Arc<Hop>, going_away: CancellationToken) {
+///
+/// `going_away` makes it tell the worker to publish elsewhere; `end` closes it.
+pub(crate) async fn serve(
+    conn: Connection,
+    hop: Arc<Hop>,
+    going_away: CancellationToken,
+    end: CancellationToken,
+) {
     hop.metrics.count("fanlight_router_hop_connections_opened_total");
     let ended = match greet(&conn, &hop).await {
-        Ok(link) => link.run(going_away).await,
+        Ok(link) => link.run(going_away, end).await,
         Err(close) => close,
     };
     let code = VarInt::from_u64(ended.code).unwrap_or(VarInt::from_u32(1));
@@ -195,11 +204,11 @@ struct SlotEntry {
 }
 
 impl Link {
-    async fn run(mut self, going_away: CancellationToken) -> Close {
+    async fn run(mut self, going_away: CancellationToken, end: CancellationToken) -> Close {
         let shared = Arc::clone(&self.shared);
         let _ = self.send.set_priority(30);
-        let mut tasks = JoinSet::new();
-        tasks.spawn(write(self.send, self.queue));
+        let last = CancellationToken::new();
+        let mut writer = tokio::spawn(write(self.send, self.queue, last.clone()));
         let mut frames = JoinSet::new();
         let mut flows = JoinSet::new();
         let mut told = false;
@@ -210,6 +219,7 @@ impl Link {
                     let reason = Reason::Draining.as_str().to_owned();
                     shared.tell(Body::GoAway(pb::GoAway { reason, deadline_ms: 0 }));
                 }
+                () = end.cancelled() => break close(error_code::GOAWAY_DONE, "going_away"),
                 message = self.control.next() => match message {
                     Ok(Some(message)) => shared.message(message, &mut flows),
                     Ok(None) => break close(error_code::NO_ERROR, "closed_by_peer"),
@@ -236,15 +246,35 @@ impl Link {
         frames.shutdown().await;
         shared.slots.lock().clear();
         while flows.join_next().await.is_some() {}
-        tasks.shutdown().await;
+        // What was said last (a GoAway, a refusal) gets a moment to arrive: closing discards it.
+        last.cancel();
+        if timeout(LAST_WORDS, &mut writer).await.is_err() {
+            writer.abort();
+        }
         ended
     }
 }
 
-/// Writes the control stream. Ends when the connection does.
-async fn write(mut send: SendStream, mut queue: mpsc::Receiver<pb::HopMessage>) {
+/// Writes the control stream until the connection ends, or `last` is cancelled: then what waits is
+/// still written, and the task ends when the worker has it.
+async fn write(
+    mut send: SendStream,
+    mut queue: mpsc::Receiver<pb::HopMessage>,
+    last: CancellationToken,
+) {
     let mut bytes = Vec::new();
-    while let Some(message) = queue.recv().await {
+    loop {
+        let message = tokio::select! {
+            biased;
+            message = queue.recv() => message,
+            () = last.cancelled() => None,
+        };
+        let Some(message) = message else {
+            if send.finish().is_ok() {
+                let _ = send.stopped().await;
+            }
+            return;
+        };
         bytes.clear();
         let mut more = Some(message);
         // What waits goes out in one write.

@@ -23,8 +23,8 @@ use crate::{
 
 /// Longest handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest wait for the closing packets to leave.
-const IDLE_DEADLINE: Duration = Duration::from_millis(300);
+/// Longest wait for connections to end by themselves, and then for closing packets to leave.
+const END_DEADLINE: Duration = Duration::from_millis(300);
 /// Size asked for the socket's buffers: the system's 208 KiB overflow in milliseconds.
 const SOCKET_BUFFER_BYTES: usize = 8 << 20;
 
@@ -92,23 +92,22 @@ impl Ingest {
                     let Some(incoming) = self.admit(incoming, &handshakes) else { continue };
                     let hop = Arc::clone(&self.hop);
                     let handshakes = Arc::clone(&handshakes);
-                    let going_away = going_away.clone();
+                    let (going_away, end) = (going_away.clone(), end.clone());
                     connections.spawn(async move {
                         if let Some(conn) = handshake(incoming, &hop, &handshakes).await {
-                            hop::serve(conn, hop, going_away).await;
+                            hop::serve(conn, hop, going_away, end).await;
                         }
                     });
                 }
             }
         }
+        // Each connection's task says its last words, closes and returns; the endpoint's close is
+        // for those that do not.
+        let _ =
+            timeout(END_DEADLINE, async { while connections.join_next().await.is_some() {} }).await;
         let done = VarInt::from_u64(error_code::GOAWAY_DONE).unwrap_or(VarInt::from_u32(0));
-        self.endpoint.close(done, b"going away");
-        // Each connection's task sees the close, ends its publishes and returns.
-        let _ = timeout(IDLE_DEADLINE, async {
-            while connections.join_next().await.is_some() {}
-            self.endpoint.wait_idle().await;
-        })
-        .await;
+        self.endpoint.close(done, b"going_away");
+        let _ = timeout(END_DEADLINE, self.endpoint.wait_idle()).await;
     }
 
     /// While many handshakes are under way, an address first has to prove that it is its own.

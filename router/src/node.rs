@@ -5,12 +5,15 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use fanlight_ops::link::{LinkHandler, refused};
+use fanlight_ops::{
+    admin::Readiness,
+    link::{LinkHandler, refused},
+};
 use fanlight_proto::{
     id::{NodeId, StreamId, ViewerName},
     node::v1::{
@@ -61,8 +64,48 @@ pub(crate) struct Node {
     pub(crate) egress_bps_max: u64,
     pub(crate) sessions_max: usize,
     pub(crate) egress: Mutex<EgressRate>,
-    pub(crate) ice_attempts: AtomicU64,
-    pub(crate) ice_failures: AtomicU64,
+    pub(crate) ice: Mutex<IceWindow>,
+    pub(crate) readiness: Readiness,
+    pub(crate) component: String,
+}
+
+/// Attempts and failures of viewers to connect, over the last one to two minutes: a router that
+/// users cannot reach is found by their share.
+#[derive(Debug)]
+pub(crate) struct IceWindow {
+    since: Instant,
+    present: (u32, u32),
+    past: (u32, u32),
+}
+
+impl IceWindow {
+    const LENGTH: Duration = Duration::from_secs(60);
+
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { since: now, present: (0, 0), past: (0, 0) }
+    }
+
+    fn note(&mut self, now: Instant, failed: bool) {
+        self.turn(now);
+        self.present.0 += 1;
+        self.present.1 += u32::from(failed);
+    }
+
+    /// Attempts, failures.
+    fn read(&mut self, now: Instant) -> (u32, u32) {
+        self.turn(now);
+        (self.present.0 + self.past.0, self.present.1 + self.past.1)
+    }
+
+    fn turn(&mut self, now: Instant) {
+        let age = now.saturating_duration_since(self.since);
+        if age < Self::LENGTH {
+            return;
+        }
+        self.past = if age < 2 * Self::LENGTH { self.present } else { (0, 0) };
+        self.present = (0, 0);
+        self.since = now;
+    }
 }
 
 /// Bytes sent at the last look.
@@ -92,13 +135,25 @@ impl Node {
             }
             ShardEvent::ViewerConnected { session } => self.connected(session),
             ShardEvent::ViewerGone { session, reason } => self.gone(session, reason),
+            ShardEvent::Died { shard } => self.shard_died(shard),
+        }
+    }
+
+    /// Its sessions will never be told of again, so they end here. Other shards go on; the process
+    /// is no longer ready, so that somebody looks.
+    fn shard_died(&self, shard: usize) {
+        self.readiness.set(self.component.clone(), false, format!("shard {shard} died"));
+        for session in self.sessions.all() {
+            if session.shard == shard {
+                self.gone(session.id, GoneReason::ProtocolError);
+            }
         }
     }
 
     fn connected(&self, id: SessionId) {
         let Some(session) = self.sessions.get(id) else { return };
         if session.set_connected() {
-            self.ice_attempts.fetch_add(1, Ordering::Relaxed);
+            self.ice.lock().note(Instant::now(), false);
             self.report_viewer(&session, viewer_report::Kind::Connected, "");
         }
     }
@@ -114,8 +169,7 @@ impl Node {
         );
         let failed = reason == GoneReason::NeverConnected && !session.was_connected();
         if failed {
-            self.ice_attempts.fetch_add(1, Ordering::Relaxed);
-            self.ice_failures.fetch_add(1, Ordering::Relaxed);
+            self.ice.lock().note(Instant::now(), true);
         }
         let kind = if failed { viewer_report::Kind::IceFailed } else { viewer_report::Kind::Gone };
         self.report_viewer(&session, kind, word);
@@ -310,6 +364,7 @@ impl Node {
         let cpu_permille = u32::try_from(busy.max().unwrap_or(0)).unwrap_or(1_000);
         let egress_bps = self.egress_bps();
         let viewers = self.sessions.len();
+        let (ice_attempts, ice_failures) = self.ice.lock().read(Instant::now());
         let of = |used: u64, max: u64| u32::try_from((used * 1_000 / max.max(1)).min(1_000));
         let stress = cpu_permille
             .max(of(egress_bps, self.egress_bps_max).unwrap_or(1_000))
@@ -320,8 +375,8 @@ impl Node {
             egress_bps,
             viewers: u32::try_from(viewers).unwrap_or(u32::MAX),
             streams_in: u32::try_from(self.streams.len()).unwrap_or(u32::MAX),
-            ice_failures: u32::try_from(self.ice_failures.load(Ordering::Relaxed)).unwrap_or(0),
-            ice_attempts: u32::try_from(self.ice_attempts.load(Ordering::Relaxed)).unwrap_or(0),
+            ice_failures,
+            ice_attempts,
             rss_bytes: fanlight_ops::process::resident_bytes().unwrap_or(0),
             ..NodeLoad::default()
         }
@@ -434,4 +489,23 @@ pub(crate) fn report_of(facts: Vec<Fact>) -> Report {
         }
     }
     report
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ice_failures_are_of_the_last_minutes() {
+        let start = Instant::now();
+        let at = |s| start + Duration::from_secs(s);
+        let mut window = IceWindow::new(start);
+        window.note(at(1), true);
+        window.note(at(2), false);
+        assert_eq!(window.read(at(59)), (2, 1));
+        assert_eq!(window.read(at(61)), (2, 1));
+        window.note(at(62), false);
+        assert_eq!(window.read(at(125)), (1, 0));
+        assert_eq!(window.read(at(500)), (0, 0));
+    }
 }

@@ -33,7 +33,7 @@ use crate::{
     hop::Hop,
     ingest::Ingest,
     metrics::{METRICS, NodeMetrics},
-    node::{EgressRate, Fact, Node, report_of},
+    node::{EgressRate, Fact, IceWindow, Node, report_of},
     sessions::Sessions,
     shard::{self, Command, Shard, ShardEvent, ShardHandle},
     streams::Streams,
@@ -137,8 +137,9 @@ impl Router {
             egress_bps_max: cfg.limits.egress_bps_max,
             sessions_max: cfg.limits.sessions_max,
             egress: Mutex::new(EgressRate { at: Instant::now(), bytes: 0, bps: 0 }),
-            ice_attempts: AtomicU64::new(0),
-            ice_failures: AtomicU64::new(0),
+            ice: Mutex::new(IceWindow::new(Instant::now())),
+            readiness: readiness.clone(),
+            component: component(&cfg.node),
         });
 
         // 5. The hop: publishers may come from here on.
@@ -214,7 +215,7 @@ impl Router {
         let quic = if cfg.quic_announce.is_empty() {
             vec![self.quic_addr.to_string()]
         } else {
-            cfg.quic_announce.iter().map(ToString::to_string).collect()
+            cfg.quic_announce.clone()
         };
         let hello = HelloTemplate {
             node,

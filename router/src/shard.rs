@@ -67,6 +67,8 @@ pub(crate) enum ShardEvent {
     ViewerConnected { session: SessionId },
     /// The session is over.
     ViewerGone { session: SessionId, reason: GoneReason },
+    /// The shard's thread has failed; nothing more comes from it.
+    Died { shard: usize },
 }
 
 /// Figures of one shard that others read; written once a second.
@@ -102,6 +104,27 @@ pub(crate) struct ShardHandle {
 /// The inbox had no room for this kind of command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxFull;
+
+#[cfg(test)]
+impl ShardHandle {
+    /// A handle whose commands a test takes itself.
+    pub(crate) fn for_test(index: usize, inbox_max: usize) -> (Self, Receiver<Command>) {
+        let poll = Poll::new().expect("a poll");
+        let (inbox, commands) = crossbeam_channel::bounded(inbox_max);
+        let stats = Arc::new(ShardStats::default());
+        stats.alive.store(true, Ordering::Relaxed);
+        let handle = Self {
+            index,
+            candidates: Arc::new([]),
+            stats,
+            inbox,
+            inbox_max,
+            waker: Arc::new(Waker::new(poll.registry(), WAKE).expect("a waker")),
+            signalled: Arc::new(AtomicBool::new(false)),
+        };
+        (handle, commands)
+    }
+}
 
 impl ShardHandle {
     /// Hands over a frame or device output; takes up to half of the inbox.
@@ -192,6 +215,7 @@ pub(crate) fn spawn(
         ..Limits::default()
     };
     let now = Instant::now();
+    let obituary = events.clone();
     let run = Run {
         core: Core::new(core_config, now, rand::random()),
         socket,
@@ -213,6 +237,9 @@ pub(crate) fn spawn(
             // and must not take the other shards with it.
             if catch_unwind(AssertUnwindSafe(|| run.run())).is_err() {
                 tracing::error!(shard = index, "the shard panicked; its viewers are lost");
+                stats.alive.store(false, Ordering::Relaxed);
+                // This thread has nothing else to do any more, so it may wait.
+                let _ = obituary.blocking_send(ShardEvent::Died { shard: index });
             }
             stats.alive.store(false, Ordering::Relaxed);
         })

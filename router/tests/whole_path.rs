@@ -181,8 +181,75 @@ async fn an_end_under_live_viewers_closes_them_properly() {
     let mut publisher = live_stream(&world, GOP).await;
     let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
     viewer.until(&Seen::Connected).await;
+    let told = tokio::spawn(async move { (publisher.next().await, publisher.closed().await.0) });
     world.end().await;
     viewer.until(&Seen::Closed).await;
-    assert!(matches!(publisher.next().await, Body::GoAway(_)));
-    assert_eq!(publisher.closed().await.0, 0x1003);
+    let (last_words, code) = told.await.unwrap();
+    assert!(matches!(last_words, Body::GoAway(_)), "{last_words:?}");
+    assert_eq!(code, 0x1003);
+}
+
+#[tokio::test]
+async fn everything_works_with_no_control_api_in_reach() {
+    // Nothing listens there: the link is tried for ever, and nobody notices.
+    let endpoint = "https://127.0.0.1:1".to_owned();
+    let world = World::with(|cfg| cfg.control_endpoints = vec![endpoint]).await;
+    let mut publisher = live_stream(&world, GOP).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    assert_eq!(nals(&viewer.frame().await.0), nals(&frame(0, GOP)));
+    publisher.send_frame(1, &frame(1, GOP), TICKS).await;
+    assert_eq!(nals(&viewer.frame().await.0), nals(&frame(1, GOP)));
+    assert!(!world.router.link().unwrap().is_linked());
+    world.end().await;
+}
+
+#[tokio::test]
+async fn viewers_on_different_shards_see_the_same() {
+    let world = World::with(|cfg| cfg.shards = 3).await;
+    let mut publisher = live_stream(&world, GOP).await;
+    let mut viewers = Vec::new();
+    for name in ["a", "b", "c", "d"] {
+        viewers.push(Viewer::join(&world, "pixel", &world.token("pixel", name)).await);
+    }
+    for number in 0..40 {
+        if number > 0 {
+            publisher.send_frame(1, &frame(number, GOP), number * TICKS).await;
+        }
+        for viewer in &mut viewers {
+            assert_eq!(nals(&viewer.frame().await.0), nals(&frame(number, GOP)));
+        }
+    }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn a_configuration_with_mistakes_starts_nothing_and_names_them_all() {
+    let shutdown = fanlight_ops::shutdown::Shutdown::new(std::time::Duration::from_secs(1));
+    let ca = fanlight_ops::pki::Ca::generate().unwrap();
+    let identity = common::node_identity(&ca, "someone");
+    let cfg = fanlight_router::RouterConfig { node: "r1".into(), shards: 0, ..Default::default() };
+    let readiness = fanlight_ops::admin::Readiness::new();
+    let error = fanlight_router::Router::start_with(cfg, identity, readiness, &shutdown).await;
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains("shards") && text.contains("someone"), "{text}");
+    assert!(shutdown.running_tasks().is_empty());
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_one_clear_line_and_leaves_nothing_running() {
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let shutdown = fanlight_ops::shutdown::Shutdown::new(std::time::Duration::from_secs(1));
+    let ca = fanlight_ops::pki::Ca::generate().unwrap();
+    let identity = common::node_identity(&ca, "r1");
+    let cfg = fanlight_router::RouterConfig {
+        node: "r1".into(),
+        quic_listen: taken.local_addr().unwrap(),
+        ..Default::default()
+    };
+    let readiness = fanlight_ops::admin::Readiness::new();
+    let error = fanlight_router::Router::start_with(cfg, identity, readiness, &shutdown).await;
+    let text = error.unwrap_err().to_string();
+    assert!(text.contains(&port.to_string()) && text.contains("ingest"), "{text}");
+    assert!(shutdown.running_tasks().is_empty());
 }
