@@ -20,7 +20,7 @@ impl Merger {
     /// Somebody needs a keyframe.
     pub(crate) fn need(&mut self, now: Instant, interval: Duration, reason: KeyframeReason) {
         if self.open.is_none() {
-            let at = self.last.map_or(now, |_| now);
+            let at = self.last.map_or(now, |last| (last + interval).max(now));
             self.open = Some((reason, at));
         }
     }
