@@ -13,7 +13,8 @@ use crate::{
     service::{
         reverse,
         shell::{self, ShellOutput, ShellStream},
-        sync::{DirEntry, FileStat, SyncClient},
+        sync::{DirEntry, FileStat},
+        sync_host::SyncClient,
     },
     stream::AdbStream,
 };

@@ -112,6 +112,12 @@ impl AdbKey {
         std::fs::write(public, self.public().to_line() + "\n").map_err(failed)
     }
 
+    /// Where adb keeps the user's key: `~/.android/adbkey`.
+    #[must_use]
+    pub fn default_path() -> Option<PathBuf> {
+        std::env::home_dir().map(|home| home.join(".android").join("adbkey"))
+    }
+
     /// Loads the key, or makes and saves one when the file does not exist.
     pub fn load_or_create(path: &Path, name: &str) -> Result<Self, AdbError> {
         if path.exists() {

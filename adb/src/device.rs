@@ -32,6 +32,10 @@ use crate::{
 /// How long services may take to notice that their connection is over.
 const GRACE: Duration = Duration::from_secs(1);
 
+/// Services running for one connection. More than its streams, as a service may outlive its own
+/// (`reverse:` does); further OPENs are refused.
+const SERVICES_MAX: usize = 1024;
+
 /// A service ended badly. The stream is closed; the connection is not affected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -193,7 +197,7 @@ pub async fn serve_connection(
             Some(_) = running.join_next() => continue,
         };
         let Some((id, service)) = next else { break };
-        if !services.accepts(&service) {
+        if running.len() >= SERVICES_MAX || !services.accepts(&service) {
             tracing::debug!(service, "service refused");
             link.refuse(id);
         } else if let Some(stream) = link.accept(&handle, id) {

@@ -4,6 +4,8 @@
 //! Invariant: until both banners are known no payload above 4 KiB is taken, and a peer gets a
 //! bounded number of tries.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::BytesMut;
 use rand::RngCore as _;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -114,11 +116,13 @@ fn agree(
 }
 
 /// The host's part: announces itself, signs the token or offers its key, reads the banner.
+/// `key_offered` tells a caller that gives up waiting what it was waiting for.
 pub(crate) async fn as_host<S: AsyncRead + AsyncWrite + Unpin>(
     io: &mut S,
     offer: Offer,
     our_features: &FeatureSet,
     key: Option<&AdbKey>,
+    key_offered: &AtomicBool,
     mux: MuxConfig,
 ) -> Result<(DeviceBanner, Agreed), AdbError> {
     let mut wire = Wire::new(io);
@@ -151,6 +155,7 @@ pub(crate) async fn as_host<S: AsyncRead + AsyncWrite + Unpin>(
                     // The signature was not known: offer the key, the user may say yes.
                     2 => {
                         let public = key.public().to_auth_payload();
+                        key_offered.store(true, Ordering::Relaxed);
                         Packet::new(Command::Auth, AUTH_PUBLIC_KEY, 0, public)
                     }
                     _ => return Err(AdbError::Unauthorized),

@@ -7,7 +7,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -95,8 +98,14 @@ impl AdbConnection {
     pub async fn connect(addr: impl ToString, options: ConnectOptions) -> Result<Self, AdbError> {
         let addr = addr.to_string();
         let counters = Arc::clone(&options.counters);
-        let result = tokio::time::timeout(options.timeout, Self::try_connect(addr, options)).await;
-        let result = result.unwrap_or(Err(AdbError::Timeout("connecting to the device")));
+        let key_offered = AtomicBool::new(false);
+        let connecting = Self::try_connect(addr, &key_offered, &options);
+        let result = match tokio::time::timeout(options.timeout, connecting).await {
+            Ok(result) => result,
+            // The device shows our key to its user, who has not said yes.
+            Err(_) if key_offered.load(Ordering::Relaxed) => Err(AdbError::Unauthorized),
+            Err(_) => Err(AdbError::Timeout("connecting to the device")),
+        };
         match &result {
             Ok(_) | Err(AdbError::Connect { .. }) => {}
             Err(AdbError::Unauthorized | AdbError::AuthRequired) => add(&counters.auth_failed, 1),
@@ -105,17 +114,28 @@ impl AdbConnection {
         result
     }
 
-    async fn try_connect(addr: String, options: ConnectOptions) -> Result<Self, AdbError> {
+    async fn try_connect(
+        addr: String,
+        key_offered: &AtomicBool,
+        options: &ConnectOptions,
+    ) -> Result<Self, AdbError> {
         let mut tcp = TcpStream::connect(&addr)
             .await
             .map_err(|source| AdbError::Connect { addr: addr.clone(), source })?;
         prepare_socket(&tcp)
             .map_err(|source| AdbError::Io { doing: "setting socket options", source })?;
-        let features = options.features.with(DELAYED_ACK, options.delayed_ack);
+        let features = options.features.clone().with(DELAYED_ACK, options.delayed_ack);
         let offer = Offer { max_payload: options.max_payload, ..Offer::default() };
         let key = options.key.as_deref();
-        let (banner, agreed) =
-            handshake::as_host(&mut tcp, offer, &features, key, options.limits).await?;
+        let (banner, agreed) = handshake::as_host(
+            &mut tcp,
+            offer,
+            &features,
+            key,
+            key_offered,
+            options.limits.clone(),
+        )
+        .await?;
         tracing::debug!(
             addr,
             model = banner.model,
@@ -124,7 +144,7 @@ impl AdbConnection {
             "adb connected"
         );
         let (reader, writer) = tcp.into_split();
-        let handle = Arc::new(Link::spawn(reader, writer, agreed, options.counters));
+        let handle = Arc::new(Link::spawn(reader, writer, agreed, Arc::clone(&options.counters)));
         let reverse = ReverseTable::default();
         let weak = Arc::downgrade(&handle);
         tokio::spawn(take_device_opens(Arc::clone(handle.link()), weak, Arc::clone(&reverse)));
@@ -262,5 +282,9 @@ pub(crate) fn prepare_socket(tcp: &TcpStream) -> std::io::Result<()> {
         .with_time(Duration::from_secs(10))
         .with_interval(Duration::from_secs(5))
         .with_retries(3);
-    socket2::SockRef::from(tcp).set_tcp_keepalive(&keepalive)
+    let socket = socket2::SockRef::from(tcp);
+    // Keepalive is silent while sent data waits for its TCP acknowledgement; this is not.
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(25)))?;
+    socket.set_tcp_keepalive(&keepalive)
 }

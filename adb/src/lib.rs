@@ -50,7 +50,8 @@ pub use host::{AdbConnection, ConnectOptions};
 pub use server::{AdbServer, DeviceEntry};
 pub use service::{
     shell::{ShellEvent, ShellOutput, ShellStream},
-    sync::{DirEntry, FileStat, SyncClient},
+    sync::{DirEntry, FileStat},
     sync_device::{FileSink, FileStore, MemoryStore},
+    sync_host::SyncClient,
 };
 pub use stream::AdbStream;

@@ -182,6 +182,54 @@ async fn keys_open_doors_and_the_lack_of_one_is_told() {
 }
 
 #[tokio::test]
+async fn a_device_whose_user_has_not_answered_is_unauthorized() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let device = tokio::spawn(async move {
+        use fanlight_adb::packet::{ChecksumRule, Command, Packet};
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let token = Packet::new(Command::Auth, 1, 0, vec![7; 20]);
+        // Asks, is not convinced by the signature, asks again, and then waits for its user.
+        tcp.write_all(&token.to_bytes(ChecksumRule::Handshake).repeat(2)).await.unwrap();
+        tokio::io::copy(&mut tcp, &mut tokio::io::sink()).await.unwrap()
+    });
+    let options = ConnectOptions {
+        key: Some(Arc::new(AdbKey::generate("worker@test").unwrap())),
+        timeout: Duration::from_millis(1500),
+        ..ConnectOptions::default()
+    };
+    let error = AdbConnection::connect(addr, options).await.unwrap_err();
+    assert!(matches!(error, AdbError::Unauthorized), "{error:?}");
+    assert!(error.is_retryable());
+    device.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_hundred_connections_leave_nothing_behind() {
+    let counters = Arc::new(Counters::default());
+    let running =
+        start(DeviceOptions { counters: Arc::clone(&counters), ..DeviceOptions::default() }).await;
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    for i in 0..100 {
+        let connection =
+            AdbConnection::connect(running.addr, ConnectOptions::default()).await.unwrap();
+        let _held = connection.open("test:hold").await.unwrap();
+        let device = AdbDevice::from(connection.clone());
+        assert_eq!(device.shell("x").await.unwrap().text(), "ran x");
+        if i % 2 == 0 {
+            connection.close();
+        }
+    }
+    until("every task has ended", || tasks() <= before).await;
+    let get = |name| counters.snapshot().into_iter().find(|(n, _)| *n == name).unwrap().1;
+    assert_eq!(get("connections_opened"), 100);
+    assert_eq!(get("connections_closed"), 100);
+    assert_eq!(get("streams_opened"), 200);
+    assert_eq!(get("streams_closed"), 200);
+}
+
+#[tokio::test]
 async fn unreachable_and_silent_devices_are_told_apart() {
     let nobody = closed_port().await;
     let error = AdbConnection::connect(nobody, ConnectOptions::default()).await.unwrap_err();

@@ -7,3 +7,4 @@ pub mod shell;
 pub mod shell_v2;
 pub mod sync;
 pub mod sync_device;
+pub mod sync_host;
