@@ -242,7 +242,8 @@ async fn serve_backends(
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
     }
-    let router = layers::wrap(services, cfg.max_calls).merge(http::routes(Arc::clone(&parts.store)));
+    let router =
+        layers::wrap(services, cfg.max_calls).merge(http::routes(Arc::clone(&parts.store)));
     let incoming = plain(listener, cfg.max_connections, end.clone());
     set_serving(&health).await;
     Ok(async move {
@@ -357,6 +358,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     shutdown.listen_signals()?;
     let readiness = Readiness::new();
     readiness.set("control-api", false, "starting");
+    let mut admin_addr = None;
     if let Some(addr) = cfg.admin_listen {
         let admin = Admin {
             metrics: Metrics::install(),
@@ -366,13 +368,18 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         };
         let server = AdminServer::bind(addr, admin).await?;
         tracing::info!(addr = %server.addr(), "admin listener serves");
+        admin_addr = Some(server.addr());
         shutdown.spawn("admin listener", server.run(shutdown.token()));
     }
     let api = ControlApi::start(cfg, &shutdown).await?;
     readiness.set("control-api", true, "");
+    args.config.announce(&serde_json::json!({
+        "grpc_addr": api.grpc_addr(),
+        "node_addr": api.node_addr(),
+        "admin_addr": admin_addr,
+    }))?;
     shutdown.triggered().await;
     readiness.set("control-api", false, "stopping");
     drop(api);
     Ok(shutdown.wait().await?)
 }
-

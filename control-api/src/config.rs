@@ -169,7 +169,13 @@ mod tests {
         assert_eq!(
             keys,
             [
-                "replica", "grpc_listen", "store", "join_ttl", "heartbeat", "lease", "max_calls",
+                "replica",
+                "grpc_listen",
+                "store",
+                "join_ttl",
+                "heartbeat",
+                "lease",
+                "max_calls",
                 "max_connections"
             ]
         );

@@ -102,10 +102,9 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::OriginLost
         | Reason::OriginRestarted
         | Reason::PushBroken => Code::FailedPrecondition,
-        Reason::NodeAtCapacity
-        | Reason::StreamLimit
-        | Reason::TableFull
-        | Reason::Overloaded => Code::ResourceExhausted,
+        Reason::NodeAtCapacity | Reason::StreamLimit | Reason::TableFull | Reason::Overloaded => {
+            Code::ResourceExhausted
+        }
         Reason::TokenMissing | Reason::TokenInvalid | Reason::TokenExpired => Code::Unauthenticated,
         Reason::PublishDenied
         | Reason::TokenForeign
@@ -166,10 +165,7 @@ mod tests {
         assert_eq!(status.code(), Code::FailedPrecondition);
         let details = status.get_error_details();
         assert_eq!(details.error_info().map(|i| i.reason.as_str()), Some("DEVICE_OFFLINE"));
-        assert_eq!(
-            details.retry_info().and_then(|r| r.retry_delay),
-            Some(Duration::from_secs(1))
-        );
+        assert_eq!(details.retry_info().and_then(|r| r.retry_delay), Some(Duration::from_secs(1)));
         assert_eq!(details.resource_info().map(|r| r.resource_name.as_str()), Some("devices/a"));
     }
 

@@ -16,7 +16,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use crate::{metrics as m, store::Store};
 
-/// Largest header list a router's URL is copied from; `Location` beyond it is refused.
+/// Longest base URL taken from a router's Hello; a longer one is as good as none.
 const MAX_URL_BYTES: usize = 2048;
 
 /// The routes.
@@ -97,8 +97,7 @@ fn problem(status: StatusCode, reason: Reason, detail: &str) -> Response {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
     if status != StatusCode::NOT_FOUND {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }

@@ -168,8 +168,8 @@ impl Inviter {
             Role::Controller => "demo-controller",
             Role::Observer => "demo-observer",
         };
-        let sub = ViewerId::parse(sub)
-            .map_err(|e| ControlError::new(Reason::Internal, e.to_string()))?;
+        let sub =
+            ViewerId::parse(sub).map_err(|e| ControlError::new(Reason::Internal, e.to_string()))?;
         self.mint(&JoinClaims {
             iss: JOIN_ISSUER.to_owned(),
             aud: JOIN_AUDIENCE.to_owned(),

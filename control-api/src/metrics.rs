@@ -54,7 +54,10 @@ pub const METRICS: &[MetricDoc] = &[
     MetricDoc::counter(PLACEMENTS, "Placements of streams and viewers; labels `what`, `result`."),
     MetricDoc::counter(TOKENS, "Join tokens minted."),
     MetricDoc::counter(KICKS, "Viewers kicked."),
-    MetricDoc::counter(REDIRECTS, "WHEP requests redirected to a router, or refused; label `result`."),
+    MetricDoc::counter(
+        REDIRECTS,
+        "WHEP requests redirected to a router, or refused; label `result`.",
+    ),
     MetricDoc::gauge(STREAMS, "Streams known; label `state`."),
     MetricDoc::gauge(NODES, "Nodes known; label `state`."),
 ];

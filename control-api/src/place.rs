@@ -182,8 +182,11 @@ fn decide(
     let step = eligible().map(|c| c.step).min();
     let nearest = || eligible().filter(|c| Some(c.step) == step);
     let draws = if nearest().count() < SMALL_FLEET { 4 } else { 2 };
-    let pick =
-        nearest().choose_multiple(rng, draws).into_iter().min_by_key(|c| c.stress_permille).cloned();
+    let pick = nearest()
+        .choose_multiple(rng, draws)
+        .into_iter()
+        .min_by_key(|c| c.stress_permille)
+        .cloned();
     Decision { pick, candidates }
 }
 
@@ -216,7 +219,8 @@ mod tests {
 
     #[test]
     fn each_filter_says_why() {
-        let cases: [(&str, fn(&mut NodeRow), Exclusion); 5] = [
+        type Spoil = fn(&mut NodeRow);
+        let cases: [(&str, Spoil, Exclusion); 5] = [
             ("draining", |r| r.draining = true, Exclusion::State(NodeState::Draining)),
             ("suspect", |r| r.suspect = true, Exclusion::State(NodeState::Suspect)),
             ("hot", |r| r.load.stress_permille = 800, Exclusion::AtCapacity),
@@ -228,11 +232,7 @@ mod tests {
                 },
                 Exclusion::FailingIce,
             ),
-            (
-                "addr",
-                |r| Arc::make_mut(&mut r.hello).addresses = None,
-                Exclusion::NoAddress,
-            ),
+            ("addr", |r| Arc::make_mut(&mut r.hello).addresses = None, Exclusion::NoAddress),
         ];
         for (name, spoil, why) in cases {
             let mut row = node_row("r1", 0);

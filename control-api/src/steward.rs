@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fanlight_proto::{
     id::{NodeId, StreamId},
     reason::Reason,
-    types::v1::StreamState,
+    types::v1::{NodeState, StreamState},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
 use tokio::{
@@ -21,8 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     error::ControlError,
     lease::place_backoff,
-    metrics as m,
-    place,
+    metrics as m, place,
     store::{
         AssignOrigin, CreateStream, DeleteStream, DeviceAt, Event, Once, RequestKey, StarveStream,
         Store,
@@ -33,6 +32,24 @@ use crate::{
 
 /// How often time is looked at. A lease of 8 s is found out at most this late.
 const SWEEP: Duration = Duration::from_millis(250);
+/// How often rows are counted for the gauges; the count walks all rows.
+const CENSUS: Duration = Duration::from_secs(5);
+/// States a stored stream can be in.
+const STREAM_STATES: [StreamState; 5] = [
+    StreamState::Pending,
+    StreamState::Assigned,
+    StreamState::Live,
+    StreamState::Moving,
+    StreamState::Starved,
+];
+/// States a node can be in.
+const NODE_STATES: [NodeState; 5] = [
+    NodeState::Starting,
+    NodeState::Serving,
+    NodeState::Draining,
+    NodeState::Suspect,
+    NodeState::Lost,
+];
 /// Candidates tried in a row before a stream waits.
 const MAX_CANDIDATES: usize = 3;
 /// Streams without an origin that are looked at when the fleet changes.
@@ -71,6 +88,8 @@ impl Steward {
         let mut events = self.store.subscribe();
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut censuses = interval(CENSUS);
+        censuses.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.judge_all().await;
         loop {
             tokio::select! {
@@ -88,8 +107,25 @@ impl Steward {
                     },
                     Err(e) => tracing::warn!(error = %e, "the store cannot be swept"),
                 },
+                _ = censuses.tick() => self.census().await,
                 () = end.cancelled() => return,
             }
+        }
+    }
+
+    async fn census(&self) {
+        let Ok(census) = self.store.census().await else {
+            return;
+        };
+        for state in STREAM_STATES {
+            let n = census.streams.get(&state).copied().unwrap_or_default();
+            let word = state.as_str_name().trim_start_matches("STREAM_STATE_");
+            metrics::gauge!(m::STREAMS, "state" => word).set(gauge(n));
+        }
+        for state in NODE_STATES {
+            let n = census.nodes.get(&state).copied().unwrap_or_default();
+            let word = state.as_str_name().trim_start_matches("NODE_STATE_");
+            metrics::gauge!(m::NODES, "state" => word).set(gauge(n));
         }
     }
 
@@ -97,12 +133,9 @@ impl Steward {
         match event {
             Event::Stream(stream) => self.judge(&stream, false).await,
             Event::Node(node) => {
-                let carried = self.store.wants(node).await.map(|v| v.rows).unwrap_or_default();
-                for row in carried {
-                    self.judge(&row.id, true).await;
-                }
                 // A node that came, or a device that came online, may be what streams wait for.
-                for stream in self.store.unplaced(UNPLACED_BATCH).await.unwrap_or_default() {
+                let concerned = self.store.concerned(node, UNPLACED_BATCH).await;
+                for stream in concerned.unwrap_or_default() {
                     self.judge(&stream, true).await;
                 }
             }
@@ -234,16 +267,12 @@ impl Steward {
         Ok(place::origin(&fleet, &ask, &mut StdRng::from_os_rng()))
     }
 
-    async fn starve(
-        &self,
-        row: &StreamRow,
-        reason: Reason,
-        why: &str,
-    ) -> Result<(), ControlError> {
+    async fn starve(&self, row: &StreamRow, reason: Reason, why: &str) -> Result<(), ControlError> {
         metrics::counter!(m::PLACEMENTS, "what" => "stream", "result" => "starved").increment(1);
         let retry = place_backoff(row.attempts);
         tracing::info!(stream = %row.id, %reason, why, ?retry, "no origin for a stream now");
-        let intent = StarveStream { stream: row.id.clone(), expect_epoch: row.epoch, reason, retry };
+        let intent =
+            StarveStream { stream: row.id.clone(), expect_epoch: row.epoch, reason, retry };
         self.store.starve_stream(intent).await
     }
 
@@ -347,6 +376,11 @@ impl Steward {
     }
 }
 
+#[allow(clippy::cast_precision_loss, reason = "counts of rows, far below 2^52")]
+fn gauge(n: usize) -> f64 {
+    n as f64
+}
+
 fn new_push_token() -> PushToken {
     let mut secret = [0; 32];
     rand::rng().fill(&mut secret);
@@ -359,7 +393,5 @@ fn starved(row: &StreamRow) -> ControlError {
         Reason::DeviceOffline => "the device went offline",
         _ => "no router can take the stream now",
     };
-    ControlError::new(reason, why)
-        .about("fanlight.Stream", row.id.resource_name())
-        .retry_in(RETRY)
+    ControlError::new(reason, why).about("fanlight.Stream", row.id.resource_name()).retry_in(RETRY)
 }

@@ -15,7 +15,10 @@ use aws_lc_rs::{
     hmac,
     signature::{Ed25519KeyPair, KeyPair as _},
 };
-use base64::{Engine as _, engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD}};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use fanlight_proto::claims::JoinClaims;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
@@ -264,7 +267,8 @@ mod tests {
     fn a_file_that_is_no_key_is_refused_without_showing_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("token.pem");
-        fs::write(&path, "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n").unwrap();
+        fs::write(&path, "-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")
+            .unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
         let error = TokenKey::load_or_create(&path).unwrap_err().to_string();
         assert!(error.contains("token.pem") && !error.contains("c2VjcmV0"), "{error}");

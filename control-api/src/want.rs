@@ -2,6 +2,8 @@
 //! Invariant: the ingest worker is told of an origin only after that origin took the stream, and
 //! of exactly one; wants come out in the order of their streams, one per stream.
 
+use std::collections::BTreeMap;
+
 use aws_lc_rs::digest::{SHA256, digest};
 use fanlight_ops::link::digest::{expected_run_digest, want_digest};
 use fanlight_proto::{
@@ -37,10 +39,15 @@ impl WantList {
     }
 
     /// What to say to a node that was told `old`: changed wants and stops.
-    pub fn changes_since(&self, old: &Self) -> (Vec<Want>, Vec<Stop>) {
-        let changed = self.wants.iter().filter(|w| !old.wants.contains(w)).cloned().collect();
-        let has = |stream: &str| self.wants.iter().any(|w| stream_of(w) == stream);
-        let stops = old.wants.iter().filter(|w| !has(stream_of(w))).map(|w| Stop {
+    pub fn changes_since<'a>(&'a self, old: &'a Self) -> (Vec<Want>, Vec<Stop>) {
+        let by_stream = |list: &'a Self| -> BTreeMap<&'a str, &'a Want> {
+            list.wants.iter().map(|w| (stream_of(w), w)).collect()
+        };
+        let (before, after) = (by_stream(old), by_stream(self));
+        let same = |w: &&Want| before.get(stream_of(w)) == Some(w);
+        let changed = self.wants.iter().filter(|w| !same(w)).cloned().collect();
+        let gone = old.wants.iter().filter(|w| !after.contains_key(stream_of(w)));
+        let stops = gone.map(|w| Stop {
             stream: stream_of(w).to_owned(),
             epoch: w.assignment.as_ref().map_or(0, |a| a.epoch),
             reason: String::new(),
@@ -137,9 +144,8 @@ mod tests {
             Assigned { epoch: 8, node: id("r2"), incarnation: 1, push_token: PushToken([8; 32]) };
         row.assigned = Some(next);
         let view = view(vec![row]);
-        let epoch = |node: &str| {
-            wants(&id(node), 1, &view).wants[0].assignment.as_ref().map(|a| a.epoch)
-        };
+        let epoch =
+            |node: &str| wants(&id(node), 1, &view).wants[0].assignment.as_ref().map(|a| a.epoch);
         assert_eq!((epoch("w1"), epoch("r1"), epoch("r2")), (Some(7), Some(7), Some(8)));
     }
 
@@ -153,13 +159,20 @@ mod tests {
         let old = wants(
             &id("r1"),
             1,
-            &view(vec![stream_row("a", "r1", 1), stream_row("b", "r1", 2), stream_row("c", "r1", 3)]),
+            &view(vec![
+                stream_row("a", "r1", 1),
+                stream_row("b", "r1", 2),
+                stream_row("c", "r1", 3),
+            ]),
         );
         let new =
             wants(&id("r1"), 1, &view(vec![stream_row("b", "r1", 2), stream_row("c", "r1", 4)]));
         let (changed, stops) = new.changes_since(&old);
         assert_eq!(changed.iter().map(stream_of).collect::<Vec<_>>(), ["streams/c"]);
-        assert_eq!(stops.iter().map(|s| (s.stream.as_str(), s.epoch)).collect::<Vec<_>>(), [("streams/a", 1)]);
+        assert_eq!(
+            stops.iter().map(|s| (s.stream.as_str(), s.epoch)).collect::<Vec<_>>(),
+            [("streams/a", 1)]
+        );
         assert_ne!(new.run_digest(), old.run_digest());
         assert_eq!(new.changes_since(&new), (vec![], vec![]));
     }

@@ -39,9 +39,8 @@ pub fn verdict(row: &StreamRow, origin: Option<&NodeRow>, worker: Option<&NodeRo
     let Some(origin) = origin.filter(|o| o.incarnation == assigned.incarnation) else {
         return Verdict::Move(Reason::OriginLost);
     };
-    let worker_linked = worker.is_some_and(|w| {
-        !matches!(node_state(w), NodeState::Suspect | NodeState::Lost)
-    });
+    let worker_linked =
+        worker.is_some_and(|w| !matches!(node_state(w), NodeState::Suspect | NodeState::Lost));
     match (node_state(origin), row.push) {
         (NodeState::Suspect, PushWord::Broken) => Verdict::Move(Reason::PushBroken),
         (NodeState::Lost, PushWord::Healthy) if worker_linked => Verdict::Keep,

@@ -84,7 +84,10 @@ async fn a_node_cannot_pose_as_another() {
     let manners = Manners::default();
     let mut node = FakeNode::link_as(&replica, router_hello("r1", 1), manners, &cert).await;
     let status = ended(&mut node).await;
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "NODE_IDENTITY"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::PermissionDenied, "NODE_IDENTITY")
+    );
 }
 
 #[tokio::test]
@@ -107,7 +110,8 @@ async fn an_older_life_of_a_node_is_refused_and_a_newer_one_replaces_it() {
 #[tokio::test]
 async fn a_hello_that_is_none_ends_the_link_with_the_field() {
     let replica = Replica::start().await;
-    let cases: [(&str, fn(&mut Hello)); 3] = [
+    type Spoil = fn(&mut Hello);
+    let cases: [(&str, Spoil); 3] = [
         ("hello.node.incarnation", |h| h.node.as_mut().unwrap().incarnation = 0),
         ("hello.kind", |h| h.kind = 0),
         ("hello.max_epoch_seen", |h| h.max_epoch_seen = u64::MAX),
@@ -243,7 +247,8 @@ async fn the_client_of_real_nodes_links_and_serves() {
     let node = Arc::new(Node::default());
     let shutdown = Shutdown::new(Duration::from_secs(2));
     let handler: Arc<dyn LinkHandler> = Arc::clone(&node) as _;
-    LinkClient::spawn(LinkConfig::new(vec![endpoint], identity, hello), handler, &shutdown).unwrap();
+    LinkClient::spawn(LinkConfig::new(vec![endpoint], identity, hello), handler, &shutdown)
+        .unwrap();
     replica.serving("r1").await;
     let _worker = replica.worker("w1", &["a"]).await;
     replica.streams().await.create_stream(create("a")).await.unwrap();

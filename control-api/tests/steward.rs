@@ -61,7 +61,8 @@ impl World {
             whep_base_url: "http://x".into(),
             ..Default::default()
         };
-        let hello = Hello { addresses: Some(addresses), devices: devices.collect(), ..Hello::default() };
+        let hello =
+            Hello { addresses: Some(addresses), devices: devices.collect(), ..Hello::default() };
         let intent = LinkNode {
             id: id(name),
             kind,

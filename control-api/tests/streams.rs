@@ -164,7 +164,10 @@ async fn the_same_request_gets_the_same_answer_and_another_body_is_refused() {
     let mut other = request.clone();
     other.stream.as_mut().unwrap().tenant = "t".to_owned();
     let reused = streams.create_stream(other).await.unwrap_err();
-    assert_eq!((reused.code(), reason(&reused).as_str()), (Code::InvalidArgument, "REQUEST_ID_REUSED"));
+    assert_eq!(
+        (reused.code(), reason(&reused).as_str()),
+        (Code::InvalidArgument, "REQUEST_ID_REUSED")
+    );
     assert_eq!(fields(&reused), ["request_id".to_owned()].into());
 
     let delete = DeleteStreamRequest {
@@ -255,12 +258,16 @@ async fn a_lost_origin_is_replaced_under_a_greater_epoch_and_the_worker_is_told(
     let first = replica.router("r1").await;
     let mut worker = replica.worker("w1", &["a"]).await;
     let mut streams = replica.streams().await;
-    let epoch = streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
+    let epoch =
+        streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
     let mut second = replica.router("r2").await;
     let silent_since = std::time::Instant::now();
     first.manners.send_replace(Manners { beats: false, ..Manners::default() });
     let want = second.want("a", epoch).await;
-    assert!(silent_since.elapsed() >= std::time::Duration::from_millis(1200), "moved before the lease ran out");
+    assert!(
+        silent_since.elapsed() >= std::time::Duration::from_millis(1200),
+        "moved before the lease ran out"
+    );
     let told = worker.want("a", epoch).await;
     assert_eq!(told.assignment, want.assignment);
     let stream = streams.get_stream(get("streams/a")).await.unwrap().into_inner();
@@ -273,7 +280,8 @@ async fn a_stream_whose_worker_calls_it_healthy_stays_until_the_word_changes() {
     let first = replica.router("r1").await;
     let mut worker = replica.worker("w1", &["a"]).await;
     let mut streams = replica.streams().await;
-    let epoch = streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
+    let epoch =
+        streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
     worker.want("a", 0).await;
     worker.report_stream("a", epoch, StreamState::Live).await;
     worker.until("its word is heard", |h| h.acked_heartbeats > 3).await;
@@ -293,7 +301,8 @@ async fn a_restarted_router_is_given_its_streams_again_at_once() {
     let first = replica.router("r1").await;
     let mut worker = replica.worker("w1", &["a"]).await;
     let mut streams = replica.streams().await;
-    let epoch = streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
+    let epoch =
+        streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
     let old_token = match worker.want("a", 0).await.role {
         Some(Role::Ingest(i)) => i.push_token,
         other => panic!("{other:?}"),
@@ -326,7 +335,8 @@ async fn a_device_that_changes_workers_takes_its_stream_along() {
     let mut router = replica.router("r1").await;
     let worker = replica.worker("w1", &["a"]).await;
     let mut streams = replica.streams().await;
-    let epoch = streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
+    let epoch =
+        streams.create_stream(create("a")).await.unwrap().into_inner().assignment.unwrap().epoch;
     worker.report_device(device("a", Device::Removed)).await;
     let mut next = FakeNode::link(&replica, worker_hello("w2", 1, &["a"])).await;
     next.want("a", epoch).await;
@@ -382,14 +392,24 @@ async fn wrong_fields_are_refused_and_named_together() {
     assert_eq!(fields(&none), ["stream".to_owned()].into());
     let name = streams.get_stream(get("pixel")).await.unwrap_err();
     assert_eq!((name.code(), fields(&name)), (Code::InvalidArgument, ["name".to_owned()].into()));
-    let etag = DeleteStreamRequest { name: "streams/a".into(), etag: "x".into(), ..Default::default() };
+    let etag =
+        DeleteStreamRequest { name: "streams/a".into(), etag: "x".into(), ..Default::default() };
     assert_eq!(fields(&streams.delete_stream(etag).await.unwrap_err()), ["etag".to_owned()].into());
     let page = ListStreamsRequest { page_size: -1, ..Default::default() };
-    assert_eq!(fields(&streams.list_streams(page).await.unwrap_err()), ["page_size".to_owned()].into());
+    assert_eq!(
+        fields(&streams.list_streams(page).await.unwrap_err()),
+        ["page_size".to_owned()].into()
+    );
     let page = ListStreamsRequest { page_token: "AAAA".into(), ..Default::default() };
-    assert_eq!(fields(&streams.list_streams(page).await.unwrap_err()), ["page_token".to_owned()].into());
+    assert_eq!(
+        fields(&streams.list_streams(page).await.unwrap_err()),
+        ["page_token".to_owned()].into()
+    );
     let filter = ListStreamsRequest { filter: "state=LIVE".into(), ..Default::default() };
-    assert_eq!(fields(&streams.list_streams(filter).await.unwrap_err()), ["filter".to_owned()].into());
+    assert_eq!(
+        fields(&streams.list_streams(filter).await.unwrap_err()),
+        ["filter".to_owned()].into()
+    );
 }
 
 #[tokio::test]
@@ -404,10 +424,12 @@ async fn validate_only_changes_nothing_and_etags_guard_deletion() {
     assert_eq!(streams.get_stream(get("streams/a")).await.unwrap_err().code(), Code::NotFound);
 
     let stream = streams.create_stream(create("a")).await.unwrap().into_inner();
-    let stale = DeleteStreamRequest { name: stream.name.clone(), etag: "v1".into(), ..Default::default() };
+    let stale =
+        DeleteStreamRequest { name: stream.name.clone(), etag: "v1".into(), ..Default::default() };
     let aborted = streams.delete_stream(stale).await.unwrap_err();
     assert_eq!((aborted.code(), reason(&aborted).as_str()), (Code::Aborted, "ETAG_MISMATCH"));
-    let missing = DeleteStreamRequest { name: "streams/b".into(), allow_missing: true, ..Default::default() };
+    let missing =
+        DeleteStreamRequest { name: "streams/b".into(), allow_missing: true, ..Default::default() };
     assert_eq!(streams.delete_stream(missing).await.unwrap().into_inner().viewers_closed, 0);
 }
 

@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use common::{Replica, config, create, fields, reason};
 use fanlight_control::ControlApi;
@@ -39,7 +39,8 @@ async fn reflection_lists_what_can_be_called_here() {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut answers = reflection.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
+    let mut answers =
+        reflection.server_reflection_info(tokio_stream::once(ask)).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
     let names: Vec<_> = list.service.into_iter().map(|s| s.name).collect();
@@ -54,7 +55,10 @@ async fn deadlines_above_thirty_seconds_are_refused() {
     let mut request = Request::new(ListStreamsRequest::default());
     request.set_timeout(Duration::from_secs(31));
     let refused = streams.list_streams(request).await.unwrap_err();
-    assert_eq!((refused.code(), fields(&refused)), (Code::InvalidArgument, ["grpc-timeout".to_owned()].into()));
+    assert_eq!(
+        (refused.code(), fields(&refused)),
+        (Code::InvalidArgument, ["grpc-timeout".to_owned()].into())
+    );
     let mut request = Request::new(ListStreamsRequest::default());
     request.set_timeout(Duration::from_secs(30));
     streams.list_streams(request).await.unwrap();
@@ -107,7 +111,8 @@ async fn random_bytes_on_either_port_do_no_harm() {
     let replica = Replica::start().await;
     for addr in [replica.api.grpc_addr(), replica.api.node_addr()] {
         for seed in 0u8..8 {
-            let bytes: Vec<u8> = (0..4096u32).map(|i| (i as u8).wrapping_mul(31) ^ seed).collect();
+            let bytes: Vec<u8> =
+                (0..16).flat_map(|_| 0..=u8::MAX).map(|i| i.wrapping_mul(31) ^ seed).collect();
             let mut tcp = tokio::net::TcpStream::connect(addr).await.unwrap();
             // The other side may close while we write.
             let _ = tcp.write_all(&bytes).await;
@@ -178,5 +183,4 @@ async fn keys_and_ca_survive_a_restart() {
     let two = ControlApi::start(config(dir.path()), &shutdown).await.unwrap();
     assert_eq!(two.ca().unwrap().cert_pem(), ca);
     assert_eq!(std::fs::read(dir.path().join("token.pem")).unwrap(), key);
-    assert_eq!(Arc::strong_count(two.store()) > 0, true);
 }

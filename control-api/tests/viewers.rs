@@ -105,7 +105,10 @@ async fn an_invitation_carries_a_token_that_the_router_can_check_alone() {
     assert_eq!(claims.sub.as_str(), "ann");
     assert_eq!(claims.s.as_str(), "a");
     assert_eq!(claims.n.unwrap().as_str(), "r1");
-    assert_eq!((claims.r, claims.br, claims.ms, claims.multi), (Role::Controller, 3_000_000, 600, false));
+    assert_eq!(
+        (claims.r, claims.br, claims.ms, claims.multi),
+        (Role::Controller, 3_000_000, 600, false)
+    );
     let get = GetStreamRequest { name: "streams/a".into() };
     let stream = replica.streams().await.get_stream(get).await.unwrap().into_inner();
     assert_eq!(claims.e, stream.assignment.unwrap().epoch);
@@ -162,7 +165,10 @@ async fn limits_of_a_stream_hold() {
     let mut second = invite("a", "two");
     second.viewer = grants(ViewerRole::Controller);
     let refused = viewers.create_viewer(second).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "STREAM_LIMIT"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::ResourceExhausted, "STREAM_LIMIT")
+    );
     viewers.create_viewer(invite("a", "two")).await.unwrap();
     let third = viewers.create_viewer(invite("a", "three")).await.unwrap_err();
     assert_eq!(reason(&third), "STREAM_LIMIT");
@@ -253,7 +259,10 @@ async fn a_ban_closes_all_of_a_user_and_keeps_them_out() {
     let mut back = invite("a", "tablet");
     back.viewer = Some(Viewer { user: "mallory".to_owned(), ..Viewer::default() });
     let barred = viewers.create_viewer(back).await.unwrap_err();
-    assert_eq!((barred.code(), reason(&barred).as_str()), (Code::PermissionDenied, "VIEWER_BARRED"));
+    assert_eq!(
+        (barred.code(), reason(&barred).as_str()),
+        (Code::PermissionDenied, "VIEWER_BARRED")
+    );
     viewers.create_viewer(invite("a", "other")).await.unwrap();
 }
 

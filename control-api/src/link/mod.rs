@@ -125,11 +125,7 @@ impl Links {
 /// An action with a fresh id; after `valid` the node need not do it any more.
 pub(crate) fn action(body: Body, valid: Duration) -> Action {
     let deadline = SystemTime::now() + valid.max(Duration::from_secs(1));
-    Action {
-        id: Uuid::new_v4().to_string(),
-        deadline: Some(deadline.into()),
-        action: Some(body),
-    }
+    Action { id: Uuid::new_v4().to_string(), deadline: Some(deadline.into()), action: Some(body) }
 }
 
 /// What sessions share.
@@ -170,7 +166,8 @@ impl NodeLinkService for LinkServer {
             return Err(ControlError::new(Reason::NodeIdentity, why).into());
         };
         let (outbox, queue) = mpsc::channel(OUTBOX);
-        let session = session::run(Arc::clone(&self.shared), peer.clone(), request.into_inner(), outbox);
+        let session =
+            session::run(Arc::clone(&self.shared), peer.clone(), request.into_inner(), outbox);
         self.shared.shutdown.spawn(format!("link of {peer}"), session);
         // The answer begins at once; a Hello that is refused ends it with the status.
         Ok(Response::new(Box::pin(ReceiverStream::new(queue))))

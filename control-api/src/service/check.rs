@@ -73,12 +73,9 @@ impl Fields {
         value: Option<prost_types::Duration>,
         most: Duration,
     ) -> Option<Duration> {
-        let d = match Duration::try_from(value?) {
-            Ok(d) => d,
-            Err(_) => {
-                self.wrong(field, "must not be negative");
-                return None;
-            }
+        let Ok(d) = Duration::try_from(value?) else {
+            self.wrong(field, "must not be negative");
+            return None;
         };
         self.must(field, d <= most, &format!("is longer than {}", humantime(most)));
         Some(d)

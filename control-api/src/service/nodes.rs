@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use fanlight_proto::{
     control::v1::{
-        GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
-        node_service_server::NodeService,
+        GetNodeRequest, ListNodesRequest, ListNodesResponse, Node, node_service_server::NodeService,
     },
     id::NodeId,
     reason::Reason,

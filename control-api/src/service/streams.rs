@@ -138,7 +138,11 @@ impl StreamService for Streams {
 }
 
 impl Streams {
-    async fn validated(&self, i: &CreateStream, allow_pending: bool) -> Result<Stream, ControlError> {
+    async fn validated(
+        &self,
+        i: &CreateStream,
+        allow_pending: bool,
+    ) -> Result<Stream, ControlError> {
         if self.0.store.stream(i.id.clone()).await?.is_some() {
             return Err(ControlError::new(Reason::StreamExists, "the stream exists")
                 .about("fanlight.Stream", i.id.resource_name()));

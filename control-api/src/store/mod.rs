@@ -13,7 +13,7 @@ use fanlight_proto::{
     id::{DeviceId, NodeId, StreamId, ViewerName},
     node::v1::{DeviceStatus, Hello, StreamReport, ViewerReport},
     reason::Reason,
-    types::v1::{NodeAddresses, NodeKind, NodeLoad},
+    types::v1::{NodeAddresses, NodeKind, NodeLoad, NodeState, StreamState},
 };
 use futures::future::BoxFuture;
 use tokio::sync::broadcast;
@@ -196,6 +196,15 @@ pub enum DeviceAt {
     Unknown,
 }
 
+/// How many rows are in which state.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Streams.
+    pub streams: BTreeMap<StreamState, usize>,
+    /// Nodes.
+    pub nodes: BTreeMap<NodeState, usize>,
+}
+
 /// One page of rows.
 #[derive(Clone, Debug)]
 pub struct Page<T> {
@@ -237,8 +246,9 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         after: Option<StreamId>,
         limit: usize,
     ) -> Reply<'_, Page<Arc<StreamRow>>>;
-    /// Streams that have no accepted origin, at most `limit`.
-    fn unplaced(&self, limit: usize) -> Reply<'_, Vec<StreamId>>;
+    /// Streams to look at when a node changes: those that name it, those that show a device it has,
+    /// and at most `limit` of those without an accepted origin.
+    fn concerned(&self, node: NodeId, limit: usize) -> Reply<'_, Vec<StreamId>>;
 
     /// Inserts a viewer. `STREAM_NOT_FOUND`, `STALE_EPOCH` (place again), `VIEWER_EXISTS`,
     /// `STREAM_LIMIT`, `VIEWER_BARRED`, `REQUEST_ID_REUSED`, `TABLE_FULL`.
@@ -288,6 +298,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Does what time asks for: leases, unused invitations, forgotten calls. Answers the streams
     /// that are due. Safe to run anywhere, any number of times.
     fn sweep(&self) -> Reply<'_, Vec<StreamId>>;
+    /// How many streams and nodes are in which state.
+    fn census(&self) -> Reply<'_, Census>;
     /// Changes from now on.
     fn subscribe(&self) -> broadcast::Receiver<Event>;
     /// The store's clock, microseconds since 1970.

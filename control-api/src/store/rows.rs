@@ -9,9 +9,7 @@ use fanlight_proto::{
     control::v1::Stream,
     id::{DeviceId, NodeId, StreamId, ViewerId, ViewerName},
     node::v1::Hello,
-    types::v1::{
-        NodeAddresses, NodeCapacity, NodeKind, NodeLoad, StreamState, ViewerGrants,
-    },
+    types::v1::{NodeAddresses, NodeCapacity, NodeKind, NodeLoad, StreamState, ViewerGrants},
 };
 
 use crate::clock::UnixUs;

@@ -1,6 +1,13 @@
 //! A replica on free ports, clients of it, and nodes that speak NodeLink over mTLS.
 
-#![allow(clippy::unwrap_used, dead_code, missing_docs, reason = "tests; not every file uses all")]
+#![allow(
+    clippy::unwrap_used,
+    dead_code,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "tests; not every file uses all of it"
+)]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -123,13 +130,16 @@ impl Replica {
                 let _ = events.recv().await;
             }
         };
-        tokio::time::timeout(SOON, reached).await.unwrap_or_else(|_| panic!("{name} never {state:?}"));
+        tokio::time::timeout(SOON, reached)
+            .await
+            .unwrap_or_else(|_| panic!("{name} never {state:?}"));
     }
 
     pub async fn http(&self, request: &str) -> String {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let mut tcp = tokio::net::TcpStream::connect(self.api.grpc_addr()).await.unwrap();
-        let request = format!("{request}\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+        let request =
+            format!("{request}\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
         tcp.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         tcp.read_to_string(&mut answer).await.unwrap();
@@ -263,7 +273,8 @@ impl FakeNode {
         let (manners, manners_rx) = watch::channel(manners);
         up.send(LinkRequest { seq: 1, body: Some(Up::Hello(hello)) }).await.unwrap();
         let mut client = NodeLinkServiceClient::new(channel);
-        let inbound = client.link(ReceiverStream::new(queue)).await.map(tonic::Response::into_inner);
+        let inbound =
+            client.link(ReceiverStream::new(queue)).await.map(tonic::Response::into_inner);
         let task = tokio::spawn(live(inbound, up.clone(), heard_tx, manners_rx, kind));
         Self { name, up, heard, manners, task }
     }
@@ -341,7 +352,7 @@ async fn live(
 ) {
     let mut inbound = match inbound {
         Ok(inbound) => inbound,
-        Err(status) => return drop(heard.send_modify(|h| h.ended = Some(status))),
+        Err(status) => return heard.send_modify(|h| h.ended = Some(status)),
     };
     let mut beats = tokio::time::interval(Duration::from_millis(100));
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -419,7 +430,11 @@ fn applied(h: &mut Heard, apply: &Apply, refuses: Option<&str>) -> Ack {
             Some(reason) => refusals.push(Refusal {
                 stream: a.stream,
                 epoch: a.epoch,
-                status: Some(ItemStatus { code: 8, reason: reason.to_owned(), ..Default::default() }),
+                status: Some(ItemStatus {
+                    code: 8,
+                    reason: reason.to_owned(),
+                    ..Default::default()
+                }),
             }),
         }
     }

@@ -27,8 +27,8 @@ use tokio::sync::broadcast;
 pub use state::{Limits, State};
 
 use super::{
-    AssignOrigin, CreateStream, DeleteStream, DeviceAt, Event, JoinViewer, KickViewer, LinkId,
-    LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, WantView,
+    AssignOrigin, Census, CreateStream, DeleteStream, DeviceAt, Event, JoinViewer, KickViewer,
+    LinkId, LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, WantView,
     rows::{NodeRow, StreamRow, ViewerRow},
 };
 use crate::{
@@ -127,8 +127,8 @@ impl Store for MemoryStore {
         self.done(|s, _| Ok(s.page_streams(after.as_ref(), limit)))
     }
 
-    fn unplaced(&self, limit: usize) -> Reply<'_, Vec<StreamId>> {
-        self.done(|s, _| Ok(s.unplaced(limit)))
+    fn concerned(&self, node: NodeId, limit: usize) -> Reply<'_, Vec<StreamId>> {
+        self.done(|s, _| Ok(s.concerned(&node, limit)))
     }
 
     fn join_viewer(&self, i: JoinViewer) -> Reply<'_, Once<Arc<ViewerRow>>> {
@@ -213,6 +213,10 @@ impl Store for MemoryStore {
 
     fn sweep(&self) -> Reply<'_, Vec<StreamId>> {
         self.done(|s, now| Ok(s.sweep(now)))
+    }
+
+    fn census(&self) -> Reply<'_, Census> {
+        self.done(|s, _| Ok(s.census()))
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Event> {

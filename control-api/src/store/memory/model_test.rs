@@ -142,7 +142,10 @@ impl World {
         let after = self.all_wants();
         for (node, wants) in &after {
             if before.get(node) != Some(wants) {
-                assert!(events.contains(&Event::Wants(node.clone())), "{node} is not told: {events:?}");
+                assert!(
+                    events.contains(&Event::Wants(node.clone())),
+                    "{node} is not told: {events:?}"
+                );
             }
         }
         self.check();
@@ -203,6 +206,9 @@ impl World {
             }
         }
         assert_eq!(by_node, s.by_node);
+        let shown: BTreeSet<_> = s.streams.values().map(|r| (&r.device, &r.id)).collect();
+        let indexed = s.by_device.iter().flat_map(|(d, ids)| ids.iter().map(move |id| (d, id)));
+        assert_eq!(shown, indexed.collect());
         assert_eq!(unplaced, s.unplaced);
         assert_eq!(due, s.due_streams);
         for n in s.nodes.values() {
@@ -274,7 +280,8 @@ impl World {
                 self.apply(|s, now| s.starve_stream(now, &intent)).unwrap();
             }
             Step::Defer { stream: n } => {
-                self.apply(|s, now| s.defer_stream(now, &stream(n), Duration::from_secs(2))).unwrap();
+                self.apply(|s, now| s.defer_stream(now, &stream(n), Duration::from_secs(2)))
+                    .unwrap();
             }
             Step::Report { stream: n, node: at, state } => {
                 let report = StreamReport {
@@ -413,10 +420,14 @@ impl World {
         };
         let answer = Bytes::from(row.jti.clone());
         let request = request.map(|r| (key(r + 20, n * 16 + viewer * 4 + user), answer));
-        let first = self.apply(|s, now| s.join_viewer(now, JoinViewer { row: row.clone(), request: request.clone() }));
+        let first = self.apply(|s, now| {
+            s.join_viewer(now, JoinViewer { row: row.clone(), request: request.clone() })
+        });
         let Some((key, answer)) = request else { return };
         if let Ok(Once::Now(_)) = first {
-            let again = self.apply(|s, now| s.join_viewer(now, JoinViewer { row, request: Some((key, Bytes::new())) }));
+            let again = self.apply(|s, now| {
+                s.join_viewer(now, JoinViewer { row, request: Some((key, Bytes::new())) })
+            });
             assert_eq!(again.unwrap(), Once::Answered(answer));
         }
     }

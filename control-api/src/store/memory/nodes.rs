@@ -22,7 +22,7 @@ use crate::{
     error::ControlError,
     lease::{NodeTick, node_state, tick_node},
     store::{
-        DeviceAt, Event, LinkId, LinkNode, Page,
+        Census, DeviceAt, Event, LinkId, LinkNode, Page,
         rows::{DeviceInfo, NodeRow},
     },
 };
@@ -90,7 +90,10 @@ impl State {
             lease_us: now.saturating_add(us(self.timing.lease)),
             placed_viewers: 0,
             placed_streams: 0,
-            assignments: self.by_node.get(&id).map_or(0, |s| s.len().try_into().unwrap_or(u32::MAX)),
+            assignments: self
+                .by_node
+                .get(&id)
+                .map_or(0, |s| s.len().try_into().unwrap_or(u32::MAX)),
             devices: BTreeMap::new(),
             hello: Arc::clone(&hello),
         };
@@ -268,6 +271,17 @@ impl State {
             }
         }
         due
+    }
+
+    pub(super) fn census(&self) -> Census {
+        let mut census = Census::default();
+        for row in self.streams.values() {
+            *census.streams.entry(row.state).or_default() += 1;
+        }
+        for row in self.nodes.values() {
+            *census.nodes.entry(node_state(row)).or_default() += 1;
+        }
+        census
     }
 
     fn tick_nodes(&mut self, now: UnixUs) {

@@ -81,6 +81,7 @@ pub struct State {
     pub(super) link_epoch: u64,
     pub(super) streams: BTreeMap<StreamId, Arc<StreamRow>>,
     pub(super) by_node: BTreeMap<NodeId, BTreeSet<StreamId>>,
+    pub(super) by_device: BTreeMap<DeviceId, BTreeSet<StreamId>>,
     pub(super) unplaced: BTreeSet<StreamId>,
     pub(super) due_streams: BTreeSet<(UnixUs, StreamId)>,
     pub(super) viewers: BTreeMap<StreamId, BTreeMap<ViewerId, Arc<ViewerRow>>>,
@@ -106,6 +107,7 @@ impl State {
             link_epoch: 0,
             streams: BTreeMap::new(),
             by_node: BTreeMap::new(),
+            by_device: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             due_streams: BTreeSet::new(),
             viewers: BTreeMap::new(),
@@ -130,7 +132,13 @@ impl State {
         let answer = intent(self, now);
         let mut events = std::mem::take(&mut self.events);
         let mut seen = Vec::with_capacity(events.len());
-        events.retain(|e| !seen.contains(e) && (seen.len() >= 64 || { seen.push(e.clone()); true }));
+        events.retain(|e| {
+            !seen.contains(e)
+                && (seen.len() >= 64 || {
+                    seen.push(e.clone());
+                    true
+                })
+        });
         (answer, events)
     }
 
@@ -160,6 +168,7 @@ impl State {
         for node in row.nodes() {
             self.by_node.entry(node.clone()).or_default().insert(row.id.clone());
         }
+        self.by_device.entry(row.device.clone()).or_default().insert(row.id.clone());
         if !row.is_accepted() {
             self.unplaced.insert(row.id.clone());
         }
@@ -179,7 +188,8 @@ impl State {
         id: &StreamId,
         edit: impl FnOnce(&mut StreamRow),
     ) -> Result<Arc<StreamRow>, ControlError> {
-        let row = self.streams.get(id).ok_or_else(|| ControlError::no_stream(id.resource_name()))?;
+        let row =
+            self.streams.get(id).ok_or_else(|| ControlError::no_stream(id.resource_name()))?;
         let mut row = StreamRow::clone(row);
         edit(&mut row);
         Ok(self.put_stream(now, row))
@@ -195,13 +205,9 @@ impl State {
 
     fn unindex_stream(&mut self, row: &StreamRow) {
         for node in row.nodes() {
-            if let Some(streams) = self.by_node.get_mut(node) {
-                streams.remove(&row.id);
-                if streams.is_empty() {
-                    self.by_node.remove(node);
-                }
-            }
+            take_out(&mut self.by_node, node, &row.id);
         }
+        take_out(&mut self.by_device, &row.device, &row.id);
         self.unplaced.remove(&row.id);
         self.due_streams.remove(&(row.due_us, row.id.clone()));
     }
@@ -316,6 +322,16 @@ impl State {
     /// Reads a node.
     pub(super) fn node(&self, id: &NodeId) -> Option<Arc<NodeRow>> {
         self.nodes.get(id).cloned()
+    }
+}
+
+/// Removes one entry of an index, and the set when it was the last.
+fn take_out<K: Ord>(index: &mut BTreeMap<K, BTreeSet<StreamId>>, key: &K, id: &StreamId) {
+    if let Some(streams) = index.get_mut(key) {
+        streams.remove(id);
+        if streams.is_empty() {
+            index.remove(key);
+        }
     }
 }
 

@@ -2,7 +2,12 @@
 //! (`witness.rs`). Invariant: the epoch of a stream only grows, and a word about an epoch that is
 //! not the newest changes nothing.
 
-use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fanlight_proto::{
@@ -241,8 +246,8 @@ impl State {
             return Ok(());
         };
         let named = |a: &Option<Assigned>| a.as_ref().is_some_and(|a| a.epoch == report.epoch);
-        let from_origin = named(&row.assigned)
-            && row.assigned.as_ref().is_some_and(|a| a.node == link.node);
+        let from_origin =
+            named(&row.assigned) && row.assigned.as_ref().is_some_and(|a| a.node == link.node);
         let from_ingest = named(&row.accepted) && row.ingest.as_ref() == Some(&link.node);
         let state = report.state();
         if from_origin && matches!(state, StreamState::Assigned | StreamState::Live) {
@@ -307,8 +312,14 @@ impl State {
         page(&self.streams, after, limit)
     }
 
-    pub(super) fn unplaced(&self, limit: usize) -> Vec<StreamId> {
-        self.unplaced.iter().take(limit).cloned().collect()
+    /// Streams that name the node, that show a device it has, or that wait for any node.
+    pub(super) fn concerned(&self, node: &NodeId, limit: usize) -> Vec<StreamId> {
+        let devices = self.nodes.get(node).into_iter().flat_map(|n| n.devices.keys());
+        let shown = devices.filter_map(|d| self.by_device.get(d)).flatten();
+        let named = self.by_node.get(node).into_iter().flatten();
+        let mut all: BTreeSet<&StreamId> = named.chain(shown).collect();
+        all.extend(self.unplaced.iter().take(limit));
+        all.into_iter().cloned().collect()
     }
 
     pub(super) fn wants(&self, node: &NodeId) -> WantView {

@@ -276,7 +276,10 @@ impl State {
             let of_stream = self.bars.get(id)?;
             let live = || of_stream.iter().filter(|(k, t)| !k.starts_with(USER) && **t > now);
             let until_us = live().map(|(_, t)| *t).max()?;
-            Some((id.clone(), StreamBars { token_ids: live().map(|(k, _)| k.clone()).collect(), until_us }))
+            Some((
+                id.clone(),
+                StreamBars { token_ids: live().map(|(k, _)| k.clone()).collect(), until_us },
+            ))
         };
         carried.filter_map(bars).collect()
     }
@@ -298,7 +301,7 @@ impl State {
         limit: usize,
     ) -> Page<Arc<ViewerRow>> {
         // Tables are nested, so the page is cut from an iterator that starts at the right stream.
-        let first = stream.or(after.map(|a| &a.stream));
+        let first = stream.or_else(|| after.map(|a| &a.stream));
         let from = first.map_or(Bound::Unbounded, Bound::Included);
         let streams = self.viewers.range((from, Bound::Unbounded));
         let streams = streams.take_while(|(id, _)| stream.is_none_or(|s| s == *id));
