@@ -247,7 +247,8 @@ impl Mux {
             // Closed when the answer comes.
             Phase::Opening => {}
             Phase::Open => self.close(id),
-            Phase::Closing => {}
+            // The bytes just dropped may have to be reported to a peer that waits for it.
+            Phase::Closing => self.queue(id.0),
             Phase::Over(_) => self.remove_if_done(id.0),
         }
     }
@@ -376,6 +377,10 @@ impl Mux {
     fn remove(&mut self, id: u32) {
         if let Some(stream) = self.streams.remove(&id) {
             self.unread -= stream.recv.len();
+            if stream.queued {
+                // Short: the queue holds live streams only, each once.
+                self.ready.retain(|other| *other != id);
+            }
         }
     }
 
@@ -385,6 +390,7 @@ impl Mux {
         {
             stream.queued = true;
             self.ready.push_back(id);
+            debug_assert!(self.ready.len() <= self.streams.len(), "a dead stream is queued");
         }
     }
 

@@ -293,3 +293,33 @@ fn a_stream_let_go_with_unsent_bytes_still_takes_in_what_comes() {
         assert_eq!(next(&mut stop_and_wait), (Command::Okay, id.get(), 70, vec![]));
     }
 }
+
+#[test]
+fn letting_go_after_closing_still_reports_what_was_unread() {
+    let mut mux = mux(true);
+    let id = opened(&mut mux, 1);
+    while mux.write(id, &[1; 100_000]).unwrap() > 0 {}
+    while mux.poll_packet().is_some() {}
+    mux.on_packet(packet(Command::Wrte, 70, id.get(), &[1; 8000])).unwrap();
+    mux.close(id);
+    assert!(mux.poll_packet().is_none(), "both ends wait for the other to read");
+    mux.release(id);
+    let expected = (Command::Okay, id.get(), 70, 8000i32.to_le_bytes().to_vec());
+    assert_eq!(next(&mut mux), expected);
+}
+
+#[test]
+fn streams_that_come_and_go_unpolled_leave_no_queue_behind() {
+    // A peer that opens, is accepted and closes, over and over, and never reads its socket.
+    let mut mux = mux(false);
+    for remote in 1..=10_000 {
+        mux.on_packet(packet(Command::Open, remote, 0, b"test:\0")).unwrap();
+        let id = incoming(&mut mux);
+        assert!(mux.accept(id));
+        mux.on_packet(packet(Command::Clse, remote, id.get(), &[])).unwrap();
+        mux.release(id);
+        while mux.poll_event().is_some() {}
+        assert_eq!(mux.streams(), 0);
+        assert!(!mux.has_output(), "nothing is owed to a stream that is gone");
+    }
+}
