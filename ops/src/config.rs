@@ -123,6 +123,18 @@ pub fn print_config<T: Serialize>(config: &T) -> String {
     toml::to_string_pretty(&value).unwrap_or_else(|e| format!("# cannot be shown: {e}\n"))
 }
 
+/// Writes `value` as JSON so that a reader sees the whole file or none.
+///
+/// # Errors
+/// A folder that cannot be written to.
+pub fn write_whole(path: &Path, value: &impl Serialize) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.tmp", std::process::id()));
+    let staged = PathBuf::from(name);
+    std::fs::write(&staged, serde_json::to_vec_pretty(value)?)?;
+    std::fs::rename(&staged, path)
+}
+
 /// TOML has no null: a key that is not set is left out.
 fn drop_nulls(value: &mut Value) {
     match value {
@@ -147,9 +159,23 @@ pub struct ConfigArgs {
     /// Check the configuration and exit with 0 or 1
     #[arg(long)]
     pub check: bool,
+    /// Write the addresses that were really bound to this file, as one JSON object, when all serve
+    #[arg(long, value_name = "PATH")]
+    pub ready_json: Option<PathBuf>,
 }
 
 impl ConfigArgs {
+    /// Writes `--ready-json`, if it was asked for. The role calls it once everything serves.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn announce(&self, ready: &impl Serialize) -> std::io::Result<()> {
+        let Some(path) = &self.ready_json else { return Ok(()) };
+        write_whole(path, ready).map_err(|e| {
+            std::io::Error::new(e.kind(), format!("cannot write {}: {e}", path.display()))
+        })
+    }
+
     /// Reads the configuration. `None`: `--print-config` or `--check` was given and is done, so
     /// the caller returns without starting anything.
     pub fn load<T>(&self, flags: Value) -> Result<Option<T>, ConfigErrors>

@@ -22,9 +22,12 @@ use rcgen::{
     KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
 };
 use rustls::{
-    ClientConfig, RootCertStore, ServerConfig, crypto::CryptoProvider, server::WebPkiClientVerifier,
+    CertificateError, ClientConfig, RootCertStore, ServerConfig,
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier as _},
+    crypto::CryptoProvider,
+    server::WebPkiClientVerifier,
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _};
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 /// DNS name on every node's certificate.
@@ -323,10 +326,11 @@ impl NodeIdentity {
         let ca = CertificateDer::from_pem_slice(pem.ca_pem.as_bytes())
             .map_err(|e| unusable("the CA certificate", e))?;
         let node = peer_node(&cert).ok_or_else(|| unusable(what, "it names no node"))?;
-        check_dates_and_signature(&cert, &ca)?;
         let mut roots = RootCertStore::empty();
         roots.add(ca).map_err(|e| unusable("the CA certificate", e))?;
-        let inner = IdentityInner { node, pem, cert, key, roots: Arc::new(roots) };
+        let roots = Arc::new(roots);
+        check_own(&cert, &roots)?;
+        let inner = IdentityInner { node, pem, cert, key, roots };
         let this = Self { inner: Arc::new(inner) };
         // Building a configuration is what finds a key of another certificate.
         client_config_mtls(&this, &[])?;
@@ -360,21 +364,26 @@ impl fmt::Debug for NodeIdentity {
     }
 }
 
-fn check_dates_and_signature(
-    cert: &CertificateDer<'_>,
-    ca: &CertificateDer<'_>,
-) -> Result<(), PkiError> {
+/// Checks our own certificate as a peer will: dates, signature, purpose, and [`SERVER_NAME`].
+fn check_own(cert: &CertificateDer<'_>, roots: &Arc<RootCertStore>) -> Result<(), PkiError> {
     let what = "the node certificate";
-    let (_, ca) = X509Certificate::from_der(ca).map_err(|e| unusable("the CA certificate", e))?;
-    let (_, cert) = X509Certificate::from_der(cert).map_err(|e| unusable(what, e))?;
-    if !cert.validity().is_valid() {
-        let (from, to) = (cert.validity().not_before, cert.validity().not_after);
+    let (_, parsed) = X509Certificate::from_der(cert).map_err(|e| unusable(what, e))?;
+    let validity = parsed.validity();
+    if !validity.is_valid() {
+        let (from, to) = (validity.not_before, validity.not_after);
         return Err(unusable(what, format!("it is valid from {from} to {to} only")));
     }
-    if cert.issuer() != ca.subject() {
-        return Err(unusable(what, "another CA signed it"));
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::clone(roots), provider())
+        .build()
+        .map_err(|e| unusable("the CA certificate", e))?;
+    let name = ServerName::try_from(SERVER_NAME).map_err(|e| unusable(what, e))?;
+    match verifier.verify_server_cert(cert, &[], &name, &[], UnixTime::now()) {
+        Ok(_) => Ok(()),
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::UnknownIssuer | CertificateError::BadSignature,
+        )) => Err(unusable(what, "another CA signed it")),
+        Err(e) => Err(unusable(what, e)),
     }
-    Ok(())
 }
 
 /// TLS 1.3 server configuration that asks for and checks a client certificate of our CA.

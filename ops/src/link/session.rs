@@ -313,6 +313,8 @@ async fn serve(
                 match moved {
                     Ok(next) => {
                         s.send(Up::Goodbye(Goodbye { reason: "redirected".to_owned() }));
+                        // Beside the new link, which must not wait; it ends by itself.
+                        tokio::spawn(drain(s.link));
                         return End::Moved(Box::new(next));
                     }
                     Err(why) => tracing::warn!(node = %shared.label, why, "redirect failed; staying"),
@@ -321,7 +323,7 @@ async fn serve(
             () = token.cancelled() => {
                 s.flush_reports();
                 s.send(Up::Goodbye(Goodbye { reason: "shutting down".to_owned() }));
-                s.drain().await;
+                drain(s.link).await;
                 return End::Shutdown;
             }
         }
@@ -458,18 +460,19 @@ impl<'a> Serving<'a> {
             }
         }
     }
+}
 
-    /// Lets the last messages leave; not for long.
-    async fn drain(&mut self) {
-        let outbox = std::mem::replace(&mut self.link.outbox, mpsc::channel(1).0);
-        let emptied = async {
-            while outbox.capacity() < outbox.max_capacity() {
-                sleep(Duration::from_millis(5)).await;
-            }
-            drop(outbox);
-            // The server ends its side when it has read ours.
-            while let Ok(Some(_)) = self.link.inbound.message().await {}
-        };
-        let _ = timeout(Duration::from_millis(300), emptied).await;
-    }
+/// Lets the last messages of a link leave; not for long. Dropping a link at once would reset its
+/// stream, and the last messages with it.
+async fn drain(link: Link) {
+    let Link { outbox, mut inbound, .. } = link;
+    let emptied = async {
+        while outbox.capacity() < outbox.max_capacity() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        drop(outbox);
+        // The server ends its side when it has read ours.
+        while let Ok(Some(_)) = inbound.message().await {}
+    };
+    let _ = timeout(Duration::from_millis(300), emptied).await;
 }
