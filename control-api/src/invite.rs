@@ -17,6 +17,7 @@ use fanlight_proto::{
 use prost::Message as _;
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
+use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
@@ -207,14 +208,18 @@ impl Inviter {
         let bar = Bar {
             token_ids: vec![row.jti.clone()],
             stream: row.name.stream.resource_name(),
-            user: row.user.clone(),
+            // Tokens do not carry the user: a banned user is refused a new token, and each of its
+            // tokens is barred by itself.
+            user: String::new(),
             until: Some(timestamp(row.join_until_us)),
         };
         // The bar first, so that the token is of no use by the time the session is closed.
-        let barred = row.jti.is_empty() || self.links.act(&row.edge, Body::Bar(bar), wait).await;
+        let barred = row.jti.is_empty()
+            || self.links.act(&row.edge, Body::Bar(bar), wait).await == Some(Code::Ok);
         let kick = Kick { viewer: row.name.to_string(), reason: reason.to_owned() };
         let kicked = self.links.act(&row.edge, Body::Kick(kick), wait).await;
-        barred && kicked
+        // A viewer that never joined, or that the bar has closed already, is not there to kick.
+        barred && matches!(kicked, Some(Code::Ok | Code::NotFound))
     }
 }
 

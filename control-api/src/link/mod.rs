@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use uuid::Uuid;
 
 use crate::{
@@ -58,7 +58,7 @@ struct Entry {
 #[derive(Debug)]
 pub(crate) struct Job {
     action: Action,
-    done: oneshot::Sender<bool>,
+    done: oneshot::Sender<Code>,
 }
 
 /// The receiving ends of an entry.
@@ -84,18 +84,13 @@ impl Links {
         }
     }
 
-    /// Sends a one-off command and waits for its acknowledgement, at most this long. False: not
-    /// linked here, refused, or no answer yet.
-    pub async fn act(&self, node: &NodeId, body: Body, wait: Duration) -> bool {
-        let Some(actions) = self.table.lock().get(node).map(|e| e.actions.clone()) else {
-            return false;
-        };
+    /// Sends a one-off command and waits for its acknowledgement, at most this long. Answers what
+    /// the node said; `None`: not linked here, or no answer yet.
+    pub async fn act(&self, node: &NodeId, body: Body, wait: Duration) -> Option<Code> {
+        let actions = self.table.lock().get(node).map(|e| e.actions.clone())?;
         let (done, acked) = oneshot::channel();
-        let action = action(body, wait);
-        if actions.try_send(Job { action, done }).is_err() {
-            return false;
-        }
-        matches!(tokio::time::timeout(wait, acked).await, Ok(Ok(true)))
+        actions.try_send(Job { action: action(body, wait), done }).ok()?;
+        tokio::time::timeout(wait, acked).await.ok()?.ok()
     }
 
     /// Nodes that are linked.

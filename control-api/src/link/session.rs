@@ -9,7 +9,7 @@ use std::{
 };
 
 use fanlight_proto::{
-    id::{NodeId, StreamId, ViewerName},
+    id::{NodeId, StreamId},
     node::v1::{
         Ack, Apply, Bar, Goodbye, Heartbeat, HeartbeatAck, Hello, Inventory, KeySet, Kick,
         LinkRequest, LinkResponse, Report, StreamReport, ViewerReport, Welcome,
@@ -23,14 +23,14 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep_until, timeout},
 };
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::{Job, Shared, action};
 use crate::{
     clock::{duration, timestamp},
     error::{ControlError, bad_id},
     metrics as m,
-    store::{LinkId, LinkNode},
+    store::{LinkId, LinkNode, reported_name},
     want::{WantList, wants},
 };
 
@@ -185,7 +185,7 @@ struct Session {
     version: u64,
     told: WantList,
     unacked: VecDeque<Unacked>,
-    acting: HashMap<String, oneshot::Sender<bool>>,
+    acting: HashMap<String, oneshot::Sender<Code>>,
     mismatches: u32,
     mismatch_pause: u32,
     ears: Option<super::Ears>,
@@ -384,9 +384,9 @@ impl Session {
     async fn ack(&mut self, ack: Ack) -> Result<(), End> {
         if !ack.action_id.is_empty() {
             if let Some(done) = self.acting.remove(&ack.action_id) {
-                let fine = ack.status.as_ref().is_none_or(|s| s.code == 0);
+                let code = ack.status.as_ref().map_or(0, |s| s.code);
                 // Nobody may be waiting any more.
-                let _ = done.send(fine);
+                let _ = done.send(Code::from_i32(code));
             }
             return Ok(());
         }
@@ -496,10 +496,9 @@ impl Session {
             let link = self.link.clone();
             self.malformed_is_counted(self.shared.store.report_stream(link, state).await)?;
             for viewer in running.viewer_names {
-                let known = ViewerName::parse(&viewer).ok();
-                let known = match known {
-                    Some(name) => self.shared.store.viewer(name).await?,
-                    None => None,
+                let known = match reported_name(&viewer, &assignment.stream) {
+                    Ok(name) => self.shared.store.viewer(name).await?,
+                    Err(_) => None,
                 };
                 if known.is_some_and(|v| !v.kicked && v.connect_us.is_some()) {
                     continue;

@@ -17,7 +17,7 @@ use fanlight_proto::{
 };
 use prost::Message as _;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{Parts, check::Fields, deadline, translate};
 use crate::{
@@ -130,7 +130,7 @@ impl StreamService for Streams {
         };
         let origin = row.accepted.as_ref().ok_or_else(unserved)?;
         let ask = Body::Keyframe(Keyframe { stream: id.resource_name() });
-        if !self.0.links.act(&origin.node, ask, KEYFRAME_WAIT).await {
+        if self.0.links.act(&origin.node, ask, KEYFRAME_WAIT).await != Some(Code::Ok) {
             return Err(unserved().into());
         }
         Ok(Response::new(RequestKeyframeResponse {}))

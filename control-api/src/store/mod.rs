@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use fanlight_proto::{
     control::v1::Stream,
-    id::{DeviceId, NodeId, StreamId, ViewerName},
+    id::{DeviceId, NodeId, StreamId, ViewerId, ViewerName},
     node::v1::{DeviceStatus, Hello, StreamReport, ViewerReport},
     reason::Reason,
     types::v1::{NodeAddresses, NodeKind, NodeLoad, NodeState, StreamState},
@@ -212,6 +212,17 @@ pub struct Page<T> {
     pub rows: Vec<T>,
     /// There are more after the last one.
     pub more: bool,
+}
+
+/// A viewer's name as a router writes it: in full, or bare beside the stream's name.
+pub fn reported_name(viewer: &str, stream: &str) -> Result<ViewerName, ControlError> {
+    if let Ok(name) = ViewerName::parse(viewer) {
+        return Ok(name);
+    }
+    match (StreamId::from_resource_name(stream), ViewerId::parse(viewer)) {
+        (Ok(stream), Ok(viewer)) => Ok(ViewerName { stream, viewer }),
+        _ => Err(ControlError::field("viewers.viewer", "not a viewer's name")),
+    }
 }
 
 /// The store. Chosen by URL; `memory://` is the only one so far, and the model of any other.

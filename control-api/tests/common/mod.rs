@@ -29,7 +29,7 @@ use fanlight_proto::{
     id::NodeId,
     node::v1::{
         Ack, Action, Apply, DeviceStatus, Goodbye, Heartbeat, Hello, LinkRequest, Refusal, Report,
-        Running, StreamReport, ViewerReport, Want, Welcome, device_status,
+        Running, StreamReport, ViewerReport, Want, Welcome, action, device_status,
         link_request::Body as Up, link_response::Body as Down,
         node_link_service_client::NodeLinkServiceClient, viewer_report,
     },
@@ -401,7 +401,10 @@ fn take(body: Down, heard: &watch::Sender<Heard>, manners: &Manners) -> Option<U
         Down::KeySet(keys) => h.jwks = Some(keys.jwks_json),
         Down::HeartbeatAck(_) => h.acked_heartbeats += 1,
         Down::Action(action) => {
-            let ack = Ack { action_id: action.id.clone(), ..Ack::default() };
+            // As a router does: the bar has closed the session by the time of the kick.
+            let is_kick = matches!(action.action, Some(action::Action::Kick(_)));
+            let status = is_kick.then(|| ItemStatus { code: 5, ..ItemStatus::default() });
+            let ack = Ack { action_id: action.id.clone(), status, ..Ack::default() };
             answer = manners.acks.then_some(Up::Ack(ack));
             h.actions.push(action);
         }

@@ -19,7 +19,7 @@ use crate::{
     clock::{UnixUs, us},
     error::ControlError,
     store::{
-        JoinViewer, KickViewer, LinkId, Once, Page, StreamBars,
+        JoinViewer, KickViewer, LinkId, Once, Page, StreamBars, reported_name,
         rows::{StreamRow, ViewerPhase, ViewerRow},
     },
 };
@@ -113,7 +113,7 @@ impl State {
         report: &ViewerReport,
     ) -> Result<bool, ControlError> {
         self.linked(link)?;
-        let name = reported_name(report)?;
+        let name = reported_name(&report.viewer, &report.stream)?;
         let row = self.viewer(&name);
         match report.kind() {
             Kind::Connected => Ok(self.viewer_connected(now, link, name, row)),
@@ -312,17 +312,5 @@ impl State {
         });
         let page = rows.by_ref().take(limit).collect();
         Page { rows: page, more: rows.next().is_some() }
-    }
-}
-
-/// A viewer's name as a router writes it: in full, or bare beside the stream.
-fn reported_name(report: &ViewerReport) -> Result<ViewerName, ControlError> {
-    if let Ok(name) = ViewerName::parse(&report.viewer) {
-        return Ok(name);
-    }
-    let stream = StreamId::from_resource_name(&report.stream);
-    match (stream, ViewerId::parse(&report.viewer)) {
-        (Ok(stream), Ok(viewer)) => Ok(ViewerName { stream, viewer }),
-        _ => Err(ControlError::field("viewers.viewer", "not a viewer's name")),
     }
 }
