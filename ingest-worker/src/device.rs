@@ -217,13 +217,13 @@ impl Device {
     fn reconcile(&mut self) {
         let wanted: HashSet<Wanted> =
             self.context.wanted.borrow_and_update().iter().cloned().collect();
-        self.publishes.retain(|have, _| wanted.contains(have));
         for want in &wanted {
             if !self.publishes.contains_key(want) {
                 let task = self.start_publish(want);
                 self.publishes.insert(want.clone(), task);
             }
         }
+        self.publishes.retain(|have, _| wanted.contains(have));
         self.event(Event::Wanted(!wanted.is_empty()));
     }
 

@@ -3,7 +3,9 @@
 //! pointer and key that went down is known here until its up went out, so a viewer that leaves
 //! never leaves a finger on the screen.
 
-use fanlight_wire::input::{Button, ButtonAction, InputBody, InputMessage, KeyAction, TouchAction};
+use fanlight_wire::input::{
+    Button, ButtonAction, InputBody, InputMessage, KeyAction, Touch, TouchAction,
+};
 
 use crate::inject::{Op, Position, Press};
 
@@ -32,6 +34,8 @@ pub enum Refused {
     TooMany,
     /// A move or an up of a pointer that is not down.
     NotDown,
+    /// A move that a later message of its pointer has overtaken on the way.
+    Overtaken,
     /// Not for the device.
     NotForDevice,
 }
@@ -45,6 +49,7 @@ impl Refused {
             Self::NoVideo => "no_video",
             Self::TooMany => "too_many",
             Self::NotDown => "not_down",
+            Self::Overtaken => "overtaken",
             Self::NotForDevice => "not_for_device",
         }
     }
@@ -55,6 +60,8 @@ struct Pointer {
     viewer: u64,
     id: u8,
     at: Position,
+    /// Of the last message taken: moves travel on a channel of their own and may come late.
+    seq: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -120,7 +127,7 @@ impl Fence {
         match &message.body {
             InputBody::Touch(t) => {
                 let at = Position { x: t.x, y: t.y, width: t.w, height: t.h };
-                self.touch(viewer, t.pointer_id, t.action, at, (t.pressure, t.buttons), out)
+                self.touch((viewer, message.seq), t, at, out)
             }
             InputBody::Scroll(s) => {
                 let at = Position { x: s.x, y: s.y, width: s.w, height: s.h };
@@ -185,17 +192,17 @@ impl Fence {
 
     fn touch(
         &mut self,
-        viewer: u64,
-        id: u8,
-        action: TouchAction,
+        (viewer, seq): (u64, u32),
+        touch: &Touch,
         at: Position,
-        (pressure, buttons): (u16, u32),
         out: &mut Vec<Op>,
     ) -> Result<(), Refused> {
+        let id = touch.pointer_id;
         let held =
             self.pointers.iter().position(|p| p.is_some_and(|p| p.viewer == viewer && p.id == id));
         let current = self.current(at);
-        match action {
+        let op = |press, slot, at| touch_op(press, slot, at, touch.pressure, touch.buttons);
+        match touch.action {
             TouchAction::Down => {
                 current?;
                 // A second down without an up between: the first is over.
@@ -203,23 +210,26 @@ impl Fence {
                     out.extend(self.pointers[slot].take().map(|p| up(slot, p.at)));
                 }
                 let slot = self.free_slot(id).ok_or(Refused::TooMany)?;
-                self.pointers[slot] = Some(Pointer { viewer, id, at });
-                out.push(touch_op(Press::Down, slot, at, pressure, buttons));
+                self.pointers[slot] = Some(Pointer { viewer, id, at, seq });
+                out.push(op(Press::Down, slot, at));
             }
             TouchAction::Move => {
                 let slot = held.ok_or(Refused::NotDown)?;
                 current?;
                 if let Some(pointer) = &mut self.pointers[slot] {
-                    pointer.at = at;
+                    if seq.wrapping_sub(pointer.seq).cast_signed() < 0 {
+                        return Err(Refused::Overtaken);
+                    }
+                    (pointer.at, pointer.seq) = (at, seq);
                 }
-                out.push(touch_op(Press::Move, slot, at, pressure, buttons));
+                out.push(op(Press::Move, slot, at));
             }
             TouchAction::Up | TouchAction::Cancel => {
                 let slot = held.ok_or(Refused::NotDown)?;
                 let last = self.pointers[slot].take().map_or(at, |p| p.at);
                 // An up is never lost to a rotation: it goes out where the finger was last known.
                 let at = if current.is_ok() { at } else { last };
-                out.push(touch_op(Press::Up, slot, at, 0, buttons));
+                out.push(touch_op(Press::Up, slot, at, 0, touch.buttons));
             }
         }
         Ok(())
@@ -303,8 +313,6 @@ fn button_ops(button: Button, action: ButtonAction, out: &mut Vec<Op>) {
 
 #[cfg(test)]
 mod tests {
-    use fanlight_wire::input::Touch;
-
     use super::*;
 
     fn touch(action: TouchAction, pointer_id: u8, x: u16, size: (u16, u16)) -> InputBody {
@@ -427,6 +435,22 @@ mod tests {
             [Op::Touch { press: Press::Up, .. }, Op::Touch { press: Press::Down, .. }]
         ));
         assert_eq!(f.pointers_down(), 1);
+    }
+
+    #[test]
+    fn a_move_that_comes_after_a_later_one_is_dropped() {
+        let mut f = fence();
+        let mut out = Vec::new();
+        let mut send = |seq, action, x| {
+            let body = touch(action, 0, x, TALL);
+            f.admit(1, &InputMessage { seq, lease_epoch: 0, body }, &mut out)
+        };
+        send(u32::MAX, TouchAction::Down, 1).unwrap();
+        send(2, TouchAction::Move, 9).unwrap();
+        assert_eq!(send(1, TouchAction::Move, 5), Err(Refused::Overtaken));
+        assert_eq!(send(u32::MAX - 1, TouchAction::Move, 5), Err(Refused::Overtaken));
+        send(3, TouchAction::Up, 10).unwrap();
+        assert_eq!(send(4, TouchAction::Move, 11), Err(Refused::NotDown));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 
 use std::{sync::Arc, time::Instant};
 
-use fanlight_wire::input::{CLIPBOARD_MAX, DeviceBody, DeviceMessage, InputMessage};
+use fanlight_wire::input::{
+    CLIPBOARD_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
+};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
@@ -39,6 +41,9 @@ pub struct Shared {
     input: Mutex<Input>,
     keyframes: Mutex<KeyframePolicy>,
     keyframe_asked: Notify,
+    /// The last clipboard the device told, encoded for viewers. The server tells changes only and
+    /// does not answer a plain question.
+    clipboard: Mutex<Option<Vec<u8>>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +70,7 @@ impl Shared {
             input: Mutex::default(),
             keyframes: Mutex::default(),
             keyframe_asked: Notify::new(),
+            clipboard: Mutex::default(),
         }
     }
 
@@ -82,6 +88,7 @@ impl Shared {
             capture.hygiene.restart();
             capture.number
         };
+        *self.clipboard.lock() = None;
         let mut input = self.input.lock();
         input.fence.forget_all();
         input.commands = Some(sender);
@@ -149,7 +156,13 @@ impl Host for Shared {
         let mut ops = Vec::new();
         match input.fence.admit(viewer, &message, &mut ops) {
             Ok(()) => submit(&mut input.commands, ops),
-            Err(why) => refused(why.as_str()),
+            Err(why) => return refused(why.as_str()),
+        }
+        drop(input);
+        if message.body == (InputBody::GetClipboard { copy_key: CopyKey::None })
+            && let Some(known) = self.clipboard.lock().clone()
+        {
+            self.feed.output(known);
         }
     }
 
@@ -267,6 +280,7 @@ impl Sink {
         let message = DeviceMessage { seq: 0, lease_epoch: 0, body: DeviceBody::Clipboard(text) };
         let mut bytes = Vec::new();
         if message.encode(&mut bytes).is_ok() {
+            *self.shared.clipboard.lock() = Some(bytes.clone());
             self.shared.feed.output(bytes);
         }
     }
@@ -274,7 +288,7 @@ impl Sink {
 
 #[cfg(test)]
 mod tests {
-    use fanlight_wire::input::{InputBody, Touch, TouchAction};
+    use fanlight_wire::input::{Touch, TouchAction};
 
     use super::*;
 
@@ -285,6 +299,7 @@ mod tests {
     fn running() -> (Arc<Shared>, Sink, mpsc::Receiver<Command>) {
         let shared = Arc::new(Shared::new("pixel".into()));
         let (sink, commands) = shared.start_capture();
+        sink.declared_size(720, 1280);
         sink.picture(Arrival::now(), 0, &[SPS, PPS, IDR].concat());
         (shared, sink, commands)
     }

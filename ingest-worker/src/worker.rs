@@ -17,7 +17,7 @@ use fanlight_ops::{
 };
 use fanlight_proto::types::v1::{NodeAddresses, NodeCapacity, NodeKind};
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
 use crate::{
     board::Board,
@@ -102,8 +102,7 @@ impl Worker {
             let path = config.adb_key.clone();
             tokio::task::spawn_blocking(move || reach::load_key(path.as_deref())).await??
         };
-        let uplinks =
-            Uplinks::new(&identity, incarnation, config.uplink_bps, CancellationToken::new())?;
+        let uplinks = Uplinks::new(&identity, incarnation, config.uplink_bps)?;
         let board = Board::default();
         let drain = Drain::new();
         let devices = TaskTracker::new();
@@ -227,6 +226,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let server = AdminServer::bind(admin_listen, admin).await.context("ingest worker")?;
     tracing::info!(address = %server.addr(), "admin listener");
+    args.config.announce(&serde_json::json!({ "admin_addr": server.addr() }))?;
     shutdown.spawn("ingest admin", server.run(shutdown.token()));
     shutdown.triggered().await;
     Ok(())

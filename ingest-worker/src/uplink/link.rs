@@ -11,7 +11,7 @@ use fanlight_wire::roq::{
 use parking_lot::Mutex;
 use prost::Message as _;
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{UplinkError, code};
 use crate::hygiene::Arrival;
@@ -46,10 +46,18 @@ struct SlotEntry {
     input: InputSink,
 }
 
+/// What is written to the control stream.
+pub(super) enum Control {
+    /// A message.
+    Message(HopMessage),
+    /// The end: what is before it reaches the router, then this is answered.
+    Goodbye(oneshot::Sender<()>),
+}
+
 /// A connection that was welcomed.
 pub struct Link {
     connection: Connection,
-    control: mpsc::Sender<HopMessage>,
+    control: mpsc::Sender<Control>,
     slots: Mutex<Slots>,
     peer: String,
 }
@@ -89,7 +97,7 @@ impl Drop for SlotGuard {
 impl Link {
     pub(super) fn new(
         connection: Connection,
-        control: mpsc::Sender<HopMessage>,
+        control: mpsc::Sender<Control>,
         welcome: &HopWelcome,
     ) -> Self {
         let max = if welcome.max_slots == 0 { MAX_SLOTS } else { welcome.max_slots.min(MAX_SLOTS) };
@@ -128,12 +136,20 @@ impl Link {
 
     /// Sends a control message; waits for room. False when the connection is over.
     pub async fn send(&self, body: Body) -> bool {
-        self.control.send(HopMessage { body: Some(body) }).await.is_ok()
+        self.control.send(Control::Message(HopMessage { body: Some(body) })).await.is_ok()
     }
 
     /// Sends a control message if there is room: for what is stale by the time there is.
     pub fn try_send(&self, body: Body) -> bool {
-        self.control.try_send(HopMessage { body: Some(body) }).is_ok()
+        self.control.try_send(Control::Message(HopMessage { body: Some(body) })).is_ok()
+    }
+
+    /// Waits until the router has all control messages sent so far; nothing can be sent after.
+    pub async fn goodbye(&self) {
+        let (done, acknowledged) = oneshot::channel();
+        if self.control.send(Control::Goodbye(done)).await.is_ok() {
+            let _ = acknowledged.await;
+        }
     }
 
     /// Ends the connection.
@@ -211,7 +227,7 @@ impl Reader {
 pub(super) async fn begin(
     mut send: SendStream,
     hello: &HopMessage,
-) -> Result<mpsc::Sender<HopMessage>, quinn::WriteError> {
+) -> Result<mpsc::Sender<Control>, quinn::WriteError> {
     let _ = send.set_priority(CONTROL_PRIORITY);
     let mut bytes = Vec::new();
     write_stream_header(FlowId::CONTROL, &mut bytes);
@@ -222,16 +238,27 @@ pub(super) async fn begin(
     Ok(sender)
 }
 
-/// Writes what is queued, several messages at once when they wait. Ends with the connection or when
-/// nobody can send any more.
-async fn write(mut send: SendStream, mut queue: mpsc::Receiver<HopMessage>) {
-    let mut messages = Vec::new();
-    while queue.recv_many(&mut messages, CONTROL_QUEUE).await > 0 {
+/// Writes what is queued, several messages at once when they wait. Ends with the connection, with a
+/// goodbye, or when nobody can send any more.
+async fn write(mut send: SendStream, mut queue: mpsc::Receiver<Control>) {
+    let mut waiting = Vec::new();
+    while queue.recv_many(&mut waiting, CONTROL_QUEUE).await > 0 {
         let mut bytes = Vec::new();
-        for message in messages.drain(..) {
-            frame(&message, &mut bytes);
+        let mut goodbye = None;
+        for control in waiting.drain(..) {
+            match control {
+                Control::Message(message) if goodbye.is_none() => frame(&message, &mut bytes),
+                Control::Message(_) => {}
+                Control::Goodbye(done) => goodbye = Some(done),
+            }
         }
         if send.write_all(&bytes).await.is_err() {
+            return;
+        }
+        if let Some(done) = goodbye {
+            let _ = send.finish();
+            let _ = send.stopped().await;
+            let _ = done.send(());
             return;
         }
     }

@@ -9,8 +9,9 @@ mod transport;
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, Weak},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,7 +24,7 @@ use fanlight_wire::roq::{ALPN_FANLIGHT, ControlFramer, error_code};
 use parking_lot::Mutex;
 use quinn::{Connection, Endpoint, VarInt};
 use tokio::sync::watch;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::backoff::Backoff;
 
@@ -37,6 +38,10 @@ pub use self::{
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that lived this long was sound: the next dial is made at once.
 const SOUND_LIFE: Duration = Duration::from_secs(5);
+/// How long a connection without users is kept: a stream that changes its epoch is at once back.
+const LINGER: Duration = Duration::from_secs(2);
+/// How long a router may take to acknowledge the last control messages.
+const GOODBYE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Minor version of the hop that is spoken.
 const HOP_VERSION: u32 = 1;
 
@@ -101,7 +106,7 @@ pub enum UplinkError {
     NoWelcome(SocketAddr),
 }
 
-/// All connections of a worker. Connections are shared by key and end with their last user.
+/// All connections of a worker. Connections are shared by key and end soon after their last user.
 #[derive(Clone, Debug)]
 pub struct Uplinks {
     inner: Arc<Inner>,
@@ -111,15 +116,23 @@ pub struct Uplinks {
 struct Inner {
     endpoint: Endpoint,
     hello: HopHello,
-    up: Mutex<HashMap<RouterKey, Weak<Uplink>>>,
+    up: Mutex<HashMap<RouterKey, Entry>>,
+    tasks: TaskTracker,
     end: CancellationToken,
 }
 
-/// One router, connected or being dialled.
+#[derive(Debug)]
+struct Entry {
+    state: watch::Receiver<Option<Arc<Link>>>,
+    /// Tells the connection's task how many use it.
+    users: watch::Sender<usize>,
+}
+
+/// One user's hold on a router's connection, which is up or being dialled.
 #[derive(Debug)]
 pub struct Uplink {
     state: watch::Receiver<Option<Arc<Link>>>,
-    _end: DropGuard,
+    users: watch::Sender<usize>,
 }
 
 impl Uplink {
@@ -129,13 +142,18 @@ impl Uplink {
     }
 }
 
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        self.users.send_modify(|n| *n = n.saturating_sub(1));
+    }
+}
+
 impl Uplinks {
     /// Prepares to dial. `target_bps` is what one connection may carry. Must be called on a runtime.
     pub fn new(
         identity: &NodeIdentity,
         incarnation: u64,
         target_bps: u64,
-        end: CancellationToken,
     ) -> Result<Self, UplinkError> {
         let tls = pki::client_config_mtls(identity, &[ALPN_FANLIGHT])?;
         let mut endpoint = transport::bind().map_err(UplinkError::Socket)?;
@@ -146,29 +164,41 @@ impl Uplinks {
         endpoint.set_default_client_config(config);
         let hello =
             HopHello { version: HOP_VERSION, node: identity.node().resource_name(), incarnation };
-        Ok(Self { inner: Arc::new(Inner { endpoint, hello, up: Mutex::default(), end }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                endpoint,
+                hello,
+                up: Mutex::default(),
+                tasks: TaskTracker::new(),
+                end: CancellationToken::new(),
+            }),
+        })
     }
 
     /// The connection to a router, dialled if nobody uses it yet.
-    pub fn get(&self, key: &RouterKey) -> Arc<Uplink> {
+    pub fn get(&self, key: &RouterKey) -> Uplink {
         let mut up = self.inner.up.lock();
-        up.retain(|_, weak| weak.strong_count() > 0);
-        if let Some(uplink) = up.get(key).and_then(Weak::upgrade) {
-            return uplink;
-        }
-        let end = self.inner.end.child_token();
-        let (sender, state) = watch::channel(None);
-        let uplink = Arc::new(Uplink { state, _end: end.clone().drop_guard() });
-        up.insert(key.clone(), Arc::downgrade(&uplink));
-        tokio::spawn(keep_up(Arc::clone(&self.inner), key.clone(), sender, end));
-        uplink
+        let entry = up.entry(key.clone()).or_insert_with(|| {
+            let (sender, state) = watch::channel(None);
+            let users = watch::Sender::new(0);
+            let task = keep_up(Arc::clone(&self.inner), key.clone(), sender, users.subscribe());
+            self.inner.tasks.spawn(task);
+            Entry { state, users }
+        });
+        entry.users.send_modify(|n| *n += 1);
+        Uplink { state: entry.state.clone(), users: entry.users.clone() }
     }
 
     /// Closes all connections and waits until the peers know, for at most `limit`.
     pub async fn close(&self, limit: Duration) {
         self.inner.end.cancel();
-        self.inner.endpoint.close(code(error_code::NO_ERROR), b"stopped");
-        let _ = tokio::time::timeout(limit, self.inner.endpoint.wait_idle()).await;
+        self.inner.tasks.close();
+        let _ = tokio::time::timeout(limit, async {
+            self.inner.tasks.wait().await;
+            self.inner.endpoint.close(code(error_code::NO_ERROR), b"stopped");
+            self.inner.endpoint.wait_idle().await;
+        })
+        .await;
     }
 }
 
@@ -176,25 +206,58 @@ pub(crate) fn code(code: u64) -> VarInt {
     VarInt::from_u64(code).unwrap_or(VarInt::MAX)
 }
 
-/// Dials for ever, one address after the other.
+/// Dials for ever, one address after the other, while anybody uses the connection.
 async fn keep_up(
     inner: Arc<Inner>,
     key: RouterKey,
     state: watch::Sender<Option<Arc<Link>>>,
-    end: CancellationToken,
+    mut users: watch::Receiver<usize>,
 ) {
+    let dialling = dial_for_ever(&inner, &key, &state);
+    tokio::pin!(dialling);
+    loop {
+        tokio::select! {
+            never = &mut dialling => match never {},
+            () = unused(&mut users) => {}
+            () = inner.end.cancelled() => break,
+        }
+        let mut up = inner.up.lock();
+        // Under the lock of the table, so nobody can start to use it now.
+        if *users.borrow() == 0 {
+            up.remove(&key);
+            break;
+        }
+    }
+    if let Some(link) = state.send_replace(None) {
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, link.goodbye()).await;
+        link.close(error_code::NO_ERROR, "stopped");
+    }
+}
+
+/// Ends when nobody has used the connection for [`LINGER`].
+async fn unused(users: &mut watch::Receiver<usize>) {
+    loop {
+        if users.wait_for(|n| *n == 0).await.is_err() {
+            return;
+        }
+        let again = tokio::time::timeout(LINGER, users.wait_for(|n| *n > 0)).await.is_ok();
+        if !again {
+            return;
+        }
+    }
+}
+
+async fn dial_for_ever(
+    inner: &Inner,
+    key: &RouterKey,
+    state: &watch::Sender<Option<Arc<Link>>>,
+) -> Infallible {
     let mut backoff = Backoff::default();
-    let mut turn = 0;
     let mut told = String::new();
-    while !end.is_cancelled() {
+    for turn in (0..usize::MAX).cycle() {
         let started = tokio::time::Instant::now();
-        let outcome = tokio::select! {
-            outcome = once(&inner, &key, turn, &state) => outcome,
-            () = end.cancelled() => break,
-        };
+        let text = once(inner, key, turn, state).await.to_string();
         state.send_replace(None);
-        turn = turn.wrapping_add(1);
-        let text = outcome.to_string();
         if told != text {
             tracing::warn!(router = ?key.addresses, "{text}");
             told = text;
@@ -203,14 +266,9 @@ async fn keep_up(
             backoff.reset();
             told.clear();
         }
-        tokio::select! {
-            () = tokio::time::sleep(backoff.next_random()) => {}
-            () = end.cancelled() => break,
-        }
+        tokio::time::sleep(backoff.next_random()).await;
     }
-    if let Some(link) = state.send_replace(None) {
-        link.close(error_code::NO_ERROR, "stopped");
-    }
+    std::future::pending().await
 }
 
 /// One life of the connection; returns why it ended.
@@ -239,11 +297,19 @@ async fn once(
     };
     tracing::info!(router = %address, node = %link.peer(), "connected to router");
     metrics::counter!("fanlight_ingest_hop_connections_opened_total").increment(1);
+    let _closed = Closed;
     let link = Arc::new(link);
     state.send_replace(Some(Arc::clone(&link)));
-    let error = link::serve(&link, reader, address).await;
-    metrics::counter!("fanlight_ingest_hop_connections_closed_total").increment(1);
-    error
+    link::serve(&link, reader, address).await
+}
+
+/// Counts the end of a connection, however it comes.
+struct Closed;
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        metrics::counter!("fanlight_ingest_hop_connections_closed_total").increment(1);
+    }
 }
 
 async fn dial(

@@ -97,7 +97,7 @@ enum Ended {
 /// Publishes until dropped. Tells each change of state.
 pub async fn run<H: Host>(
     spec: PublishSpec,
-    uplink: Arc<Uplink>,
+    uplink: Uplink,
     host: Arc<H>,
     tell: impl Fn(Published) + Send + Sync,
 ) {

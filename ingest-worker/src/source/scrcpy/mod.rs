@@ -2,6 +2,7 @@
 //! writes control. Not the byte formats (`stream.rs`, `inject/scrcpy.rs`). Invariant: both sockets
 //! are opened before either is read, because the server accepts all of them before it says more.
 
+pub mod messages;
 pub mod stream;
 pub mod table;
 
@@ -16,6 +17,7 @@ use tokio::{
 };
 
 use self::{
+    messages::{ServerMessage, ServerMessageReader},
     stream::{StreamEvent, StreamReader},
     table::{Layout, ServerVersion},
 };
@@ -23,7 +25,7 @@ use super::SourceError;
 use crate::{
     config::{DeviceConfig, Jar},
     hygiene::Arrival,
-    inject::scrcpy::{ServerMessage, ServerMessageReader, encode, reset_video},
+    inject::scrcpy::{encode, reset_video},
     shared::{Command, Sink},
 };
 
