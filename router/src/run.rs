@@ -79,13 +79,21 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let admin_listen = cfg.admin_listen;
     let router = Router::start(cfg, &shutdown).await.context("the router did not start")?;
     let drain = Drain::new();
+    let mut admin_addr = None;
     if let Some(addr) = admin_listen {
         let readiness = router.readiness().clone();
         let admin = Admin { metrics, readiness, log, drain: drain.clone() };
         let server = AdminServer::bind(addr, admin).await?;
         tracing::info!(addr = %server.addr(), "admin listener");
+        admin_addr = Some(server.addr());
         shutdown.spawn("router admin", server.run(shutdown.token()));
     }
+    args.config.announce(&json!({
+        "whep_addr": router.whep_addr(),
+        "quic_addr": router.quic_addr(),
+        "ice_addrs": router.ice_addrs(),
+        "admin_addr": admin_addr,
+    }))?;
     let end = shutdown.token();
     tokio::select! {
         () = end.cancelled() => {}
