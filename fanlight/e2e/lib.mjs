@@ -13,9 +13,9 @@ import { chromium } from 'playwright-core';
 const here = dirname(fileURLToPath(import.meta.url));
 
 /** Path of the binary under test. */
-export const BIN = process.env.FANLIGHT_BIN ?? resolve(here, '../../target/debug/fanlight');
+export const BIN = process.env.E2E_BIN ?? resolve(here, '../../target/debug/fanlight');
 /** Where screenshots and figures are kept. */
-export const ARTEFACTS = process.env.FANLIGHT_ARTEFACTS ?? resolve(here, '../../target/e2e');
+export const ARTEFACTS = process.env.E2E_ARTEFACTS ?? resolve(here, '../../target/e2e');
 mkdirSync(ARTEFACTS, { recursive: true });
 
 /** A fresh folder that `stop` removes. */

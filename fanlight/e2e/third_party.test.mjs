@@ -11,7 +11,7 @@ import { promisify } from 'node:util';
 import { figure, startDemo } from './lib.mjs';
 
 const run = promisify(execFile);
-const python = process.env.FANLIGHT_PYTHON ?? 'python3';
+const python = process.env.E2E_PYTHON ?? 'python3';
 const client = join(dirname(fileURLToPath(import.meta.url)), 'whep_client.py');
 
 describe('aiortc', { timeout: 400_000 }, () => {

@@ -51,8 +51,8 @@ fn browser() -> Result<()> {
     let mut node = cmd("node", &["--test", "--test-concurrency=1"]);
     node.args(&suites)
         .current_dir(&dir)
-        .env("FANLIGHT_BIN", target().join("debug/fanlight"))
-        .env("FANLIGHT_ARTEFACTS", &artefacts)
-        .env("FANLIGHT_PYTHON", python);
+        .env("E2E_BIN", target().join("debug/fanlight"))
+        .env("E2E_ARTEFACTS", &artefacts)
+        .env("E2E_PYTHON", python);
     shell::run(&mut node)
 }
