@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use crate::clip::Clip;
 use crate::device::{Device, State, unix_us};
@@ -131,6 +131,8 @@ impl Capture {
         feed: Feed,
         options: CaptureOptions,
     ) -> std::io::Result<Self> {
+        let too_many = || std::io::Error::other("too many captures of this screen");
+        let permit = device.capture_permit().ok_or_else(too_many)?;
         let (send, packets) = mpsc::channel(QUEUE);
         let orders = Arc::new(Orders::default());
         let worker = Worker {
@@ -144,6 +146,7 @@ impl Capture {
             shown: None,
             frame_number: 0,
             clip_at: 0,
+            _permit: permit,
         };
         std::thread::Builder::new().name("device-sim-capture".to_owned()).spawn(|| worker.run())?;
         Ok(Self { packets, orders, device })
@@ -199,6 +202,7 @@ struct Worker {
     shown: Option<Shown>,
     frame_number: u32,
     clip_at: usize,
+    _permit: OwnedSemaphorePermit,
 }
 
 struct Session {

@@ -122,6 +122,21 @@ async fn a_clip_loops_with_its_keyframes() {
     assert_eq!(String::from_iter(seen), "ppppcKpppp");
 }
 
+#[tokio::test]
+async fn too_many_captures_are_refused_and_ended_ones_make_room() {
+    let device = test_device(SIZE);
+    let start = || Capture::start(Arc::clone(&device), Feed::Screen, options());
+    let mut running: Vec<_> = (0..8).map(|_| start().unwrap()).collect();
+    assert!(start().is_err());
+    running.pop();
+    let again = async {
+        while start().is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), again).await.expect("room again");
+}
+
 #[test]
 fn video_sizes_follow_the_servers_rule() {
     assert_eq!(video_size((720, 1280), 0, 8), (720, 1280));

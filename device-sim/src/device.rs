@@ -7,7 +7,7 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::broadcast;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 
 use crate::input::{InputLog, InputRecord, Source, lock};
 use crate::keys;
@@ -18,6 +18,10 @@ use crate::screen::model::{Panel, TouchAction};
 pub const MAX_CLIPBOARD: usize = (1 << 18) - 14;
 /// Clipboard changes a listener may lag behind; only the newest matters.
 const CLIPBOARD_LAG: usize = 8;
+
+/// Captures (scrcpy sessions, recordings, screenshots) at a time. Each costs a thread and some
+/// 12 MB at 720x1280; a real device's encoder takes fewer.
+const MAX_CAPTURES: usize = 8;
 
 /// What the device says it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,8 @@ pub struct Device {
     inputs: InputLog,
     clipboard_changes: broadcast::Sender<String>,
     started_us: u64,
+    /// Captures that may be started.
+    captures: Arc<Semaphore>,
 }
 
 impl Device {
@@ -65,6 +71,7 @@ impl Device {
             inputs,
             clipboard_changes: broadcast::Sender::new(CLIPBOARD_LAG),
             started_us: unix_us(),
+            captures: Arc::new(Semaphore::new(MAX_CAPTURES)),
         })
     }
 
@@ -84,6 +91,11 @@ impl Device {
     #[must_use]
     pub fn size(&self) -> (u32, u32) {
         lock(&self.state).model.size()
+    }
+
+    /// A permit to capture the screen; `None` when too many captures run.
+    pub(crate) fn capture_permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.captures).try_acquire_owned().ok()
     }
 
     /// Microseconds since the device was started; the clock of presentation time stamps.

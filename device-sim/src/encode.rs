@@ -185,5 +185,11 @@ mod tests {
         assert_eq!(config[..5], [0, 0, 0, 1, 0x67], "an SPS comes first");
         assert_eq!(config[5], 66, "baseline");
         assert_eq!(config[6] & 0x40, 0x40, "constrained");
+        let sps = crate::h264::nal_units(&config).next().unwrap();
+        let rbsp = h264_reader::rbsp::decode_nal(sps).unwrap();
+        let bits = h264_reader::rbsp::BitReader::new(&*rbsp);
+        let sps = h264_reader::nal::sps::SeqParameterSet::from_bits(bits).unwrap();
+        let restrictions = sps.vui_parameters.unwrap().bitstream_restrictions.unwrap();
+        assert_eq!(restrictions.max_num_reorder_frames, 0, "decoders need not wait");
     }
 }

@@ -20,6 +20,8 @@ pub mod clip;
 pub mod config;
 pub mod device;
 pub mod encode;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod h264;
 pub mod input;
 mod keys;

@@ -34,12 +34,16 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let simulator = Simulator::start(config).await.context("the device did not start")?;
     let readiness = Readiness::new();
     readiness.set("adb", true, "listening");
+    let mut admin_addr = None;
     if let Some(addr) = admin_listen {
         let admin = Admin { metrics, readiness, log, drain: Drain::new() };
         let server = AdminServer::bind(addr, admin).await?;
         tracing::info!(addr = %server.addr(), "admin listener");
+        admin_addr = Some(server.addr());
         shutdown.spawn("device-sim admin", server.run(shutdown.token()));
     }
+    let ready = serde_json::json!({ "adb_addr": simulator.adb_addr(), "admin_addr": admin_addr });
+    args.config.announce(&ready)?;
     shutdown.triggered().await;
     simulator.stop().await;
     Ok(())

@@ -19,7 +19,7 @@ use crate::screen::model::{Panel, TouchAction};
 const MAX_UHID: usize = 16;
 
 /// Applies messages of one control socket.
-pub(super) struct Controller {
+pub(crate) struct Controller {
     device: Arc<Device>,
     capture: Option<CaptureHandle>,
     clipboard_autosync: bool,
@@ -29,10 +29,10 @@ pub(super) struct Controller {
 }
 
 /// What the server does next.
-pub(super) type Reply = Option<DeviceMessage>;
+pub(crate) type Reply = Option<DeviceMessage>;
 
 impl Controller {
-    pub(super) fn new(
+    pub(crate) fn new(
         device: Arc<Device>,
         capture: Option<CaptureHandle>,
         options: &ServerOptions,
@@ -49,7 +49,7 @@ impl Controller {
     }
 
     /// Applies one message and returns what to send back.
-    pub(super) fn apply(&mut self, message: ControlMessage) -> Reply {
+    pub(crate) fn apply(&mut self, message: ControlMessage) -> Reply {
         use ControlMessage as M;
         match message {
             M::InjectKeycode { action, keycode, repeat, meta_state } => {

@@ -14,7 +14,7 @@
 //! real server would not accept ends the server here too.
 
 pub mod control;
-mod controller;
+pub(crate) mod controller;
 pub mod options;
 pub mod server;
 pub mod sockets;

@@ -8,7 +8,7 @@ mod input_command;
 mod output;
 mod picture;
 mod process;
-mod shell;
+pub(crate) mod shell;
 
 use std::sync::Arc;
 

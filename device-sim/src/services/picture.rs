@@ -46,8 +46,12 @@ pub(super) async fn screencap(services: &Services, args: &[String]) -> Said {
     let device = Arc::clone(services.device());
     let file = args.iter().find(|a| !a.starts_with('-'));
     let as_png = args.iter().any(|a| a == "-p") || file.is_some_and(|f| f.ends_with(".png"));
+    let Some(permit) = device.capture_permit() else {
+        return Said::fail(1, "screencap: too many captures of this screen");
+    };
     // Drawing and compressing take some tens of milliseconds.
     let picture = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
         let (w, h, rgba) = snapshot(&device)?;
         if as_png { to_png(w, h, &rgba) } else { Ok(to_raw(w, h, &rgba)) }
     });
@@ -111,7 +115,14 @@ pub(super) async fn screenrecord<W: AsyncWrite + Unpin + Send>(
         key_interval: Some(Duration::from_secs(10)),
         follow_rotation: false,
     };
-    let mut capture = Capture::start(Arc::clone(&server.device), server.feed.clone(), options)?;
+    let started = Capture::start(Arc::clone(&server.device), server.feed.clone(), options);
+    let mut capture = match started {
+        Ok(capture) => capture,
+        Err(error) => {
+            output.stderr(format!("screenrecord: {error}\n").as_bytes()).await?;
+            return Ok(1);
+        }
+    };
     let over = async {
         match recording.limit {
             Some(limit) => tokio::time::sleep(limit).await,
