@@ -101,6 +101,17 @@ fn sps_facts_of_a_cropped_high_profile_film() {
 }
 
 #[test]
+fn careless_video_usability_information_does_not_hide_the_size() {
+    // The last bytes say max_dec_frame_buffering; here they are cut away.
+    let cut = &SPS_1080P_X264[..SPS_1080P_X264.len() - 4];
+    let facts = SpsFacts::parse(cut).unwrap();
+    assert_eq!((facts.width, facts.height), (1920, 1080));
+    assert_eq!(facts.max_num_reorder_frames, None, "what the VUI says is not believed");
+    // Cut before the VUI it has no size, and that is an error.
+    assert!(SpsFacts::parse(&SPS_1080P_X264[..10]).is_err());
+}
+
+#[test]
 fn a_bad_sps_is_an_error_that_names_its_field() {
     assert_eq!(SpsFacts::parse(&[]), Err(SpsError::NotSps { header: None }));
     assert_eq!(SpsFacts::parse(&PPS), Err(SpsError::NotSps { header: Some(0x68) }));

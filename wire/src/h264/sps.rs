@@ -1,8 +1,11 @@
 //! What the sequence parameter set says, read by the `h264-reader` crate. Not a bit reader of our
 //! own. Invariant: an SPS longer than [`MAX_SPS_LEN`] is refused before it is parsed.
 
-use h264_reader::nal::sps::{PicOrderCntType, SeqParameterSet};
-use h264_reader::rbsp::{BitReader, ByteReader};
+use h264_reader::nal::sps::{
+    ChromaInfo, ConstraintFlags, FrameCropping, FrameMbsFlags, PicOrderCntType, ProfileIdc,
+    SeqParamSetId, SeqParameterSet, SpsError as ReaderError,
+};
+use h264_reader::rbsp::{BitRead, BitReader, ByteReader};
 
 use super::NalType;
 
@@ -74,8 +77,10 @@ impl SpsFacts {
             return Err(SpsError::TooLarge { len: sps_nal.len() });
         }
         let malformed = |e| SpsError::Malformed { detail: format!("{e:?}") };
-        let bits = BitReader::new(ByteReader::skipping_h264_header(sps_nal));
-        let sps = SeqParameterSet::from_bits(bits).map_err(malformed)?;
+        let bits = || BitReader::new(ByteReader::skipping_h264_header(sps_nal));
+        let sps = SeqParameterSet::from_bits(bits())
+            .or_else(|e| without_vui(bits()).map_err(|()| e))
+            .map_err(malformed)?;
         let (width, height) = sps.pixel_dimensions().map_err(malformed)?;
         if !(1..=MAX_SIDE).contains(&width) || !(1..=MAX_SIDE).contains(&height) {
             return Err(SpsError::BadSize { width, height });
@@ -100,6 +105,66 @@ impl SpsFacts {
     /// The three bytes that SDP's `profile-level-id` writes in hexadecimal.
     pub const fn profile_level_id(&self) -> [u8; 3] {
         [self.profile_idc, self.constraint_flags, self.level_idc]
+    }
+}
+
+/// Reads an SPS up to its VUI, and only if it has one. Encoders of real devices are careless in
+/// there (`max_dec_frame_buffering` beyond the level's limit, for one), decoders play their streams
+/// all the same, and the size that we need stands in front of it.
+fn without_vui<R: BitRead>(mut r: R) -> Result<SeqParameterSet, ()> {
+    let sps = before_vui(&mut r).map_err(|_| ())?;
+    let has_vui = r.read_bit("vui_parameters_present_flag").map_err(|_| ())?;
+    if has_vui { Ok(sps) } else { Err(()) }
+}
+
+fn before_vui<R: BitRead>(r: &mut R) -> Result<SeqParameterSet, ReaderError> {
+    let profile_idc = ProfileIdc::from(r.read::<8, u8>("profile_idc")?);
+    Ok(SeqParameterSet {
+        profile_idc,
+        constraint_flags: ConstraintFlags::from(r.read::<8, u8>("constraint_flags")?),
+        level_idc: r.read::<8, u8>("level_idc")?,
+        seq_parameter_set_id: SeqParamSetId::from_u32(r.read_ue("seq_parameter_set_id")?)
+            .map_err(ReaderError::BadSeqParamSetId)?,
+        chroma_info: ChromaInfo::read(r, profile_idc)?,
+        log2_max_frame_num_minus4: {
+            // Not used here; read to get past it.
+            r.read_ue("log2_max_frame_num_minus4")?;
+            0
+        },
+        pic_order_cnt: pic_order_cnt(r)?,
+        max_num_ref_frames: r.read_ue("max_num_ref_frames")?,
+        gaps_in_frame_num_value_allowed_flag: r.read_bit("gaps_in_frame_num_value_allowed_flag")?,
+        pic_width_in_mbs_minus1: r.read_ue("pic_width_in_mbs_minus1")?,
+        pic_height_in_map_units_minus1: r.read_ue("pic_height_in_map_units_minus1")?,
+        frame_mbs_flags: match r.read_bit("frame_mbs_only_flag")? {
+            true => FrameMbsFlags::Frames,
+            false => FrameMbsFlags::Fields {
+                mb_adaptive_frame_field_flag: r.read_bit("mb_adaptive_frame_field_flag")?,
+            },
+        },
+        direct_8x8_inference_flag: r.read_bit("direct_8x8_inference_flag")?,
+        frame_cropping: match r.read_bit("frame_cropping_flag")? {
+            false => None,
+            true => Some(FrameCropping {
+                left_offset: r.read_ue("left_offset")?,
+                right_offset: r.read_ue("right_offset")?,
+                top_offset: r.read_ue("top_offset")?,
+                bottom_offset: r.read_ue("bottom_offset")?,
+            }),
+        },
+        vui_parameters: None,
+    })
+}
+
+/// The picture order type. Type 1 is refused: no encoder of a screen uses it.
+fn pic_order_cnt<R: BitRead>(r: &mut R) -> Result<PicOrderCntType, ReaderError> {
+    match r.read_ue("pic_order_cnt_type")? {
+        0 => {
+            r.read_ue("log2_max_pic_order_cnt_lsb_minus4")?;
+            Ok(PicOrderCntType::TypeZero { log2_max_pic_order_cnt_lsb_minus4: 0 })
+        }
+        2 => Ok(PicOrderCntType::TypeTwo),
+        value => Err(ReaderError::FieldValueTooLarge { name: "pic_order_cnt_type", value }),
     }
 }
 
