@@ -171,9 +171,10 @@ fn metrics(files: &[PathBuf], faults: &mut Vec<String>) -> Result<()> {
     Ok(())
 }
 
-/// `fanlight_...` names that stand between two `quote`s.
+/// `fanlight_<part>_<what>` names that stand between two `quote`s.
 fn names_in(text: &str, quote: char) -> Vec<String> {
-    let pieces = text.split(quote).filter(|p| p.starts_with("fanlight_"));
+    let is_name = |p: &&str| p.starts_with("fanlight_") && p.matches('_').count() > 1;
+    let pieces = text.split(quote).filter(is_name);
     pieces
         .filter(|p| p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'))
         .map(str::to_owned)
