@@ -8,7 +8,8 @@
 
 use std::fmt::Write as _;
 
-use crate::sdp::{OfferFacts, Plan, Section, library_mid};
+use crate::canonical::library_mid;
+use crate::sdp::{OfferFacts, Plan, Section};
 
 /// Puts the answer together.
 pub(crate) fn assemble(library: &str, facts: &OfferFacts) -> String {

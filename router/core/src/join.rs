@@ -2,7 +2,7 @@
 //!
 //! [`parse_offer`] is the expensive half and runs off the shard; [`accept`] is what the shard
 //! does. Not here: who may watch, and what happens after the answer. Invariant: the protocol
-//! library reads only offers that [`crate::sdp`] wrote, and even so behind `catch_unwind`.
+//! library reads only offers that [`crate::canonical`] wrote, and even so behind `catch_unwind`.
 
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,6 +18,7 @@ use str0m::rtp::{Extension, ExtensionMap};
 use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
 use crate::answer;
+use crate::canonical;
 use crate::codec::{self, OfferedH264};
 use crate::egress::Terms;
 use crate::error::JoinError;
@@ -61,7 +62,7 @@ pub fn parse_offer(sdp: &str) -> Result<ParsedOffer, JoinError> {
             needed: "H264 packetization-mode=1".into(),
         });
     }
-    let text = sdp::canonical_offer(&facts);
+    let text = canonical::canonical_offer(&facts);
     // The library's error texts contain pointer values, so that none of them goes to the client.
     let offer = catch_unwind(AssertUnwindSafe(|| SdpOffer::from_sdp_string(&text)))
         .map_err(|_| JoinError::Internal)?
@@ -150,7 +151,7 @@ fn build(
     })?;
     // `read_offer` refuses an offer without a video section that we can send on.
     let video = facts.section(Plan::Video).ok_or(JoinError::Internal)?;
-    let mid = Mid::from(sdp::library_mid(video).0);
+    let mid = Mid::from(canonical::library_mid(video).0);
     let pt = Pt::from(chosen.pt);
     let agreed = rtc.media(mid).is_some_and(|m| m.remote_pts().contains(&pt));
     let ssrc = rtc.direct_api().stream_tx_by_mid(mid, None).map(|tx| {
@@ -182,7 +183,7 @@ fn build(
 fn configure(shared: &Shared, facts: &OfferFacts, chosen: &OfferedH264) -> RtcConfig {
     let mut extensions = ExtensionMap::empty();
     let offered = &facts.extensions;
-    let mid_survives = facts.section(Plan::Video).is_some_and(|s| sdp::library_mid(s).1);
+    let mid_survives = facts.section(Plan::Video).is_some_and(|s| canonical::library_mid(s).1);
     for (id, extension) in [
         (offered.mid.filter(|_| mid_survives), Extension::RtpMid),
         (offered.playout_delay, Extension::PlayoutDelay),

@@ -57,6 +57,7 @@
 
 mod answer;
 mod api;
+mod canonical;
 mod codec;
 mod core;
 mod counters;

@@ -190,7 +190,7 @@ fn joins_are_refused_in_words() {
 fn joins_succeed_over_a_bad_network() {
     let mut w = World::new();
     w.link =
-        Link { loss: 0.2, delay: Duration::from_millis(40), jitter: Duration::from_millis(30) };
+        Link { loss: 0.1, delay: Duration::from_millis(40), jitter: Duration::from_millis(30) };
     let mut source = Source::new(1);
     source.play(&mut w, 10, true);
     let viewers: Vec<usize> = (0..5).map(|_| w.join(Role::Observer)).collect();
