@@ -19,6 +19,7 @@ use fanlight_ingest::{
 };
 use fanlight_ops::{
     admin::{Admin, AdminServer, Drain, Readiness, bind_tcp},
+    config::write_whole,
     log::{self, LogConfig},
     metrics::Metrics,
     pki::{Ca, NodeCert, NodeIdentity},
@@ -73,6 +74,9 @@ pub struct Args {
     /// Turn the devices this often, in seconds
     #[arg(long, value_name = "SECONDS")]
     pub rotate_every: Option<u64>,
+    /// Append every input that the first device gets to this file, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub input_log: Option<PathBuf>,
     /// Capture with screenrecord in place of the scrcpy server
     #[arg(long)]
     pub screenrecord: bool,
@@ -102,6 +106,9 @@ struct Ready {
 struct ReadyStream {
     name: String,
     whep_url: String,
+    /// With the address as it was bound, which the page turns into one that its reader can reach.
+    #[serde(skip)]
+    bound_whep_url: String,
     join_token: String,
     adb_addr: String,
     input_log: PathBuf,
@@ -140,7 +147,13 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
 
     let readiness = Readiness::new();
     readiness.set("demo", false, "starting");
-    let admin = Admin { metrics: Metrics::install(), readiness: readiness.clone(), log, drain: Drain::new() };
+    let drain = Drain::new();
+    let admin = Admin {
+        metrics: Metrics::install(),
+        readiness: readiness.clone(),
+        log,
+        drain: drain.clone(),
+    };
     let admin = AdminServer::bind(loopback(), admin).await?;
     let admin_addr = admin.addr();
     shutdown.spawn("admin listener", admin.run(shutdown.token()));
@@ -168,17 +181,17 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         title: "Fanlight".to_owned(),
         streams: ready.streams.iter().map(page_stream).collect(),
     };
-    let end = shutdown.token();
-    shutdown.spawn("page", async move {
-        let server = axum::serve(page_listener, page::routes(config));
-        if let Err(e) = server.with_graceful_shutdown(end.cancelled_owned()).await {
-            tracing::error!(error = %e, "the page server ended");
-        }
-    });
+    shutdown.spawn("page", page::serve(page_listener, config, shutdown.token()));
     readiness.set("demo", true, "");
     announce(&ready, args.ready_json.as_deref())?;
 
-    shutdown.triggered().await;
+    tokio::select! {
+        () = shutdown.triggered() => {}
+        () = drain.started() => {
+            routers.iter().for_each(|(_, router)| router.drain());
+            shutdown.triggered().await;
+        }
+    }
     readiness.set("demo", false, "stopping");
     // From the device inwards: no part waits for one that is gone.
     drop(worker);
@@ -196,7 +209,9 @@ fn loopback() -> SocketAddr {
 fn shown(addr: SocketAddr) -> SocketAddr {
     match addr.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, addr.port()).into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => (std::net::Ipv6Addr::LOCALHOST, addr.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => {
+            (std::net::Ipv6Addr::LOCALHOST, addr.port()).into()
+        }
         _ => addr,
     }
 }
@@ -246,7 +261,8 @@ async fn start_routers(
 async fn start_phones(args: &Args, state: &Path) -> anyhow::Result<Vec<Phone>> {
     let mut phones = Vec::new();
     for n in 1..=args.devices {
-        let input_log = state.join(format!("input-{n}.jsonl"));
+        let chosen = args.input_log.clone().filter(|_| n == 1);
+        let input_log = chosen.unwrap_or_else(|| state.join(format!("input-{n}.jsonl")));
         let config = SimConfig {
             size: args.size,
             fps: args.fps,
@@ -259,7 +275,11 @@ async fn start_phones(args: &Args, state: &Path) -> anyhow::Result<Vec<Phone>> {
             ..SimConfig::on_free_port()
         };
         let simulator = Simulator::start(config).await.context("simulated device")?;
-        phones.push(Phone { simulator, device: DeviceId::parse(&format!("phone-{n}"))?, input_log });
+        phones.push(Phone {
+            simulator,
+            device: DeviceId::parse(&format!("phone-{n}"))?,
+            input_log,
+        });
     }
     Ok(phones)
 }
@@ -325,7 +345,8 @@ async fn create_streams(
             .with_context(|| format!("stream {stream} was placed on {origin:?}"))?;
         ready.push(ReadyStream {
             name: created.name,
-            whep_url: format!("http://{}/whep/{stream}", router.whep_addr()),
+            whep_url: format!("http://{}/whep/{stream}", shown(router.whep_addr())),
+            bound_whep_url: format!("http://{}/whep/{stream}", router.whep_addr()),
             join_token: control.mint_demo_token(&stream, Role::Controller)?,
             adb_addr: phone.simulator.adb_addr().to_string(),
             input_log: phone.input_log.clone(),
@@ -379,7 +400,7 @@ fn page_stream(stream: &ReadyStream) -> PageStream {
     PageStream {
         name: stream.name.clone(),
         label: stream.name.trim_start_matches("streams/").to_owned(),
-        whep_url: stream.whep_url.clone(),
+        whep_url: stream.bound_whep_url.clone(),
         token: stream.join_token.clone(),
     }
 }
@@ -389,15 +410,5 @@ fn announce(ready: &Ready, path: Option<&Path>) -> anyhow::Result<()> {
     println!("\n  Fanlight is ready. Open  {}\n", ready.page_url);
     println!("  gRPC {}   metrics {}   Ctrl-C ends it\n", ready.grpc_addr, ready.metrics_url);
     let Some(path) = path else { return Ok(()) };
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let write = || -> anyhow::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(folder)?;
-        serde_json::to_writer_pretty(&mut file, ready)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write_whole(path, ready).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -34,7 +34,6 @@ async fn run(command: Command) -> anyhow::Result<()> {
     let shutdown = Shutdown::new(STOP_DEADLINE);
     match command {
         Command::Pki(args) => return fanlight::pki::run(&args),
-        Command::Control(args) => return fanlight_control::run(*args).await,
         _ => shutdown.listen_signals()?,
     }
     match command {
@@ -42,7 +41,8 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Router(args) => fanlight_router::run(*args, shutdown.clone()).await?,
         Command::Ingest(args) => fanlight_ingest::run(*args, shutdown.clone()).await?,
         Command::DeviceSim(args) => fanlight_device_sim::run(*args, shutdown.clone()).await?,
-        Command::Pki(_) | Command::Control(_) => {}
+        Command::Control(args) => fanlight_control::run(*args, shutdown.clone()).await?,
+        Command::Pki(_) => {}
     }
     shutdown.trigger();
     Ok(shutdown.wait().await?)

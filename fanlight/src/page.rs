@@ -1,7 +1,7 @@
 //! Serves the viewer page and player, embedded in the binary, and `/config.json`. Not the WHEP
 //! endpoint. Invariant: only files of `web/` that a browser needs are served.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -12,6 +12,8 @@ use axum::{
 };
 use rust_embed::RustEmbed;
 use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 #[derive(RustEmbed)]
 #[folder = "../web"]
@@ -43,6 +45,21 @@ pub struct PageConfig {
     pub title: String,
     /// The streams, first one shown first.
     pub streams: Vec<PageStream>,
+}
+
+/// Time that open requests have at the end. Browsers keep connections open for minutes.
+const GRACE: Duration = Duration::from_millis(200);
+
+/// Serves the page until the token is cancelled.
+pub async fn serve(listener: TcpListener, config: PageConfig, end: CancellationToken) {
+    let served =
+        axum::serve(listener, routes(config)).with_graceful_shutdown(end.clone().cancelled_owned());
+    tokio::select! {
+        done = async { served.await } => if let Err(e) = done {
+            tracing::error!(error = %e, "the page server ended");
+        },
+        () = async { end.cancelled().await; tokio::time::sleep(GRACE).await } => {}
+    }
 }
 
 /// The page's routes.
@@ -117,7 +134,10 @@ mod tests {
     fn a_router_on_all_addresses_is_named_as_the_page_was() {
         let url = "http://0.0.0.0:9000/whep/a";
         assert_eq!(reachable(url, Some("phone.lan:8080")), "http://phone.lan:9000/whep/a");
-        assert_eq!(reachable("http://[::]:9000/whep/a", Some("[::1]:80")), "http://[::1]:9000/whep/a");
+        assert_eq!(
+            reachable("http://[::]:9000/whep/a", Some("[::1]:80")),
+            "http://[::1]:9000/whep/a"
+        );
         assert_eq!(reachable(url, None), url);
         let loopback = "http://127.0.0.1:9000/whep/a";
         assert_eq!(reachable(loopback, Some("phone.lan:8080")), loopback);
