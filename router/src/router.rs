@@ -3,7 +3,7 @@
 //! shutdown's deadline has passed, every viewer was told and every thread has ended.
 
 use std::{
-    net::SocketAddr,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -118,7 +118,8 @@ impl Router {
         // Only the shards hold senders, so that their end is seen.
         drop(events);
         let handles: Arc<[ShardHandle]> = shards.0.iter().map(|s| s.handle.clone()).collect();
-        let ice_addrs = handles.iter().flat_map(|s| s.candidates.iter().copied()).collect();
+        let ice_addrs: Vec<SocketAddr> =
+            handles.iter().flat_map(|s| s.candidates.iter().copied()).collect();
 
         // 4. Tables, shared by everything that follows.
         let (facts, fact_queue) = mpsc::channel(FACT_QUEUE);
@@ -142,10 +143,13 @@ impl Router {
             component: component(&cfg.node),
         });
 
+        // One life of the node; several may share a process, so it is not the process's start.
+        let incarnation = process::now_unix_us();
+
         // 5. The hop: publishers may come from here on.
         let hop = Hop {
             node: node_id.clone(),
-            incarnation: process::started_unix_us(),
+            incarnation,
             streams: Arc::clone(&streams),
             metrics: metrics.clone(),
             slots_max: cfg.limits.hop_slots_max,
@@ -171,7 +175,7 @@ impl Router {
 
         // 7. The link last: what it is told can be done at once.
         let whep_base_url = if cfg.whep_base_url.is_empty() {
-            format!("http://{whep_addr}")
+            format!("http://{}", reachable(whep_addr, &ice_addrs))
         } else {
             cfg.whep_base_url.trim_end_matches('/').to_owned()
         };
@@ -184,7 +188,7 @@ impl Router {
             readiness: readiness.clone(),
             link: None,
         };
-        router.link = router.dial(&cfg, node_id, &identity, shutdown)?;
+        router.link = router.dial(&cfg, node_id, incarnation, &identity, shutdown)?;
         let reports = pump_facts(fact_queue, router.link.clone(), phases.end.clone());
         shutdown.spawn(format!("{name} reports"), reports);
         readiness.set(component(name), true, "");
@@ -206,6 +210,7 @@ impl Router {
         &self,
         cfg: &RouterConfig,
         node: NodeId,
+        incarnation: u64,
         identity: &NodeIdentity,
         shutdown: &Shutdown,
     ) -> Result<Option<LinkHandle>, RouterError> {
@@ -220,7 +225,7 @@ impl Router {
         let hello = HelloTemplate {
             node,
             kind: NodeKind::Router,
-            incarnation: process::started_unix_us(),
+            incarnation,
             region: cfg.region.clone(),
             zone: cfg.zone.clone(),
             labels: std::collections::BTreeMap::new(),
@@ -298,6 +303,18 @@ impl Router {
             shard_viewers: shards.map(|s| s.stats.viewers.load(Ordering::Relaxed)).sum(),
         }
     }
+}
+
+/// A listener on all addresses is reached by one that viewers reach the shards by, as far from
+/// this machine as there is.
+fn reachable(bound: SocketAddr, shards: &[SocketAddr]) -> SocketAddr {
+    if !bound.ip().is_unspecified() {
+        return bound;
+    }
+    let far = shards.iter().map(SocketAddr::ip).find(|ip| !ip.is_loopback());
+    let near =
+        || if bound.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    SocketAddr::new(far.unwrap_or_else(near), bound.port())
 }
 
 fn component(node: &str) -> String {

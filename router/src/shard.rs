@@ -105,6 +105,14 @@ pub(crate) struct ShardHandle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InboxFull;
 
+/// Why a command was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotTaken {
+    Full,
+    /// The shard's thread has ended.
+    Ended,
+}
+
 #[cfg(test)]
 impl ShardHandle {
     /// A handle whose commands a test takes itself.
@@ -129,35 +137,35 @@ impl ShardHandle {
 impl ShardHandle {
     /// Hands over a frame or device output; takes up to half of the inbox.
     pub(crate) fn offer(&self, command: Command) -> Result<(), InboxFull> {
-        let sent = self.send_below(command, self.inbox_max / 2);
-        if sent.is_err() {
+        self.send_below(command, self.inbox_max / 2).map_err(|_| {
             self.stats.inbox_frames_dropped.fetch_add(1, Ordering::Relaxed);
-        }
-        sent
+            InboxFull
+        })
     }
 
     /// Hands over a join; takes up to three quarters of the inbox.
     pub(crate) fn join(&self, command: Command) -> Result<(), InboxFull> {
-        self.send_below(command, self.inbox_max / 4 * 3)
+        self.send_below(command, self.inbox_max / 4 * 3).map_err(|_| InboxFull)
     }
 
     /// Hands over what must not be lost; takes all of the inbox. A shard with that much before it
-    /// has been stuck for seconds, and is reported as such.
+    /// has been stuck for seconds, and is reported as such. One that has ended holds nothing that
+    /// the command could be about.
     pub(crate) fn must(&self, command: Command) {
-        if self.send_below(command, self.inbox_max).is_err() {
+        if self.send_below(command, self.inbox_max) == Err(NotTaken::Full) {
             self.stats.inbox_commands_lost.fetch_add(1, Ordering::Relaxed);
             tracing::error!(shard = self.index, "the shard's inbox is full: a command is lost");
         }
     }
 
-    fn send_below(&self, command: Command, max: usize) -> Result<(), InboxFull> {
+    fn send_below(&self, command: Command, max: usize) -> Result<(), NotTaken> {
         if self.inbox.len() >= max {
-            return Err(InboxFull);
+            return Err(NotTaken::Full);
         }
-        match self.inbox.try_send(command) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return Err(InboxFull),
-        }
+        self.inbox.try_send(command).map_err(|e| match e {
+            TrySendError::Full(_) => NotTaken::Full,
+            TrySendError::Disconnected(_) => NotTaken::Ended,
+        })?;
         if !self.signalled.swap(true, Ordering::SeqCst) && self.waker.wake().is_err() {
             self.signalled.store(false, Ordering::SeqCst);
         }
