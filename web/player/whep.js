@@ -28,6 +28,7 @@ export class WhepError extends Error {
 /** Statuses after which the same request may succeed later. */
 const RETRYABLE = new Set([408, 409, 425, 429, 500, 502, 503, 504]);
 
+const DELETE_PATIENCE_MS = 500; // then the connection is closed without an answer
 const BACKOFF = { baseMs: 300, capMs: 8000 };
 /** ICE and DTLS must be through by then. */
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -262,16 +263,19 @@ export class WhepClient extends EventTarget {
     this.#abort?.abort();
     const open = this.#channels.input?.readyState === 'open';
     this.#channels = {};
-    this.#pc?.close();
+    // The session first: a connection that closes ends its session at the router, and a DELETE
+    // that comes after it would find none.
+    const pc = this.#pc;
+    const patience = new Promise((ok) => setTimeout(ok, DELETE_PATIENCE_MS));
+    if (this.#session) Promise.race([this.#delete(this.#session), patience]).then(() => pc?.close());
+    else pc?.close();
     this.#pc = undefined;
-    this.#delete(this.#session);
     this.#session = undefined;
     if (open) this.#emit('channels', { open: false });
   }
 
   /** Tells the router that the session is over; it would find out by itself, but later. */
   async #delete(session) {
-    if (!session) return;
     try {
       await fetch(session, { method: 'DELETE', headers: await this.#auth(), keepalive: true });
     } catch {
