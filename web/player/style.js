@@ -89,7 +89,7 @@ video {
   font-size: 16px; /* below that iOS zooms into the page on focus */
   resize: none; caret-color: transparent; pointer-events: none;
 }
-.device:has(.sink:focus-visible) { box-shadow: 0 0 0 2px var(--accent), 0 30px 80px -24px rgb(0 0 0 / 85%); }
+.device:has(.sink:focus-visible) { box-shadow: 0 0 0 1.5px color-mix(in srgb, var(--accent) 60%, transparent), 0 30px 80px -24px rgb(0 0 0 / 85%), 0 0 140px -50px color-mix(in srgb, var(--accent) 55%, transparent); }
 
 /* Veil over the picture while there is none, or while it is old. */
 .veil {
