@@ -299,7 +299,7 @@ async fn set_stopping(health: &HealthReporter) {
     health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
 }
 
-/// Reads `fanlight control`'s flags, starts a replica, runs until the process is told to end.
+/// Flags of a replica's process.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Args {
     /// Configuration file and checks
@@ -347,39 +347,34 @@ impl Args {
     }
 }
 
-/// The whole process of a replica.
-pub async fn run(args: Args) -> anyhow::Result<()> {
+/// Runs a replica until the shutdown is triggered. The caller waits for the shutdown's tasks.
+///
+/// # Errors
+/// A configuration with mistakes, unusable keys, a port in use.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let loaded = args.config.load_checked(args.flags(), ControlConfig::mistakes)?;
     let Some(cfg): Option<ControlConfig> = loaded else {
         return Ok(());
     };
     let log = log::init(&cfg.log);
-    let shutdown = Shutdown::new(Duration::from_secs(2));
-    shutdown.listen_signals()?;
+    let admin_listen = cfg.admin_listen;
+    let api = ControlApi::start(cfg, &shutdown).await.context("the control API did not start")?;
     let readiness = Readiness::new();
-    readiness.set("control-api", false, "starting");
+    readiness.set("control-api", true, "");
     let mut admin_addr = None;
-    if let Some(addr) = cfg.admin_listen {
-        let admin = Admin {
-            metrics: Metrics::install(),
-            readiness: readiness.clone(),
-            log,
-            drain: Drain::new(),
-        };
-        let server = AdminServer::bind(addr, admin).await?;
+    if let Some(addr) = admin_listen {
+        let (metrics, readiness, drain) = (Metrics::install(), readiness.clone(), Drain::new());
+        let server = AdminServer::bind(addr, Admin { metrics, readiness, log, drain }).await?;
         tracing::info!(addr = %server.addr(), "admin listener serves");
         admin_addr = Some(server.addr());
-        shutdown.spawn("admin listener", server.run(shutdown.token()));
+        shutdown.spawn("control admin", server.run(shutdown.token()));
     }
-    let api = ControlApi::start(cfg, &shutdown).await?;
-    readiness.set("control-api", true, "");
-    args.config.announce(&serde_json::json!({
+    args.config.announce(&json!({
         "grpc_addr": api.grpc_addr(),
         "node_addr": api.node_addr(),
         "admin_addr": admin_addr,
     }))?;
     shutdown.triggered().await;
     readiness.set("control-api", false, "stopping");
-    drop(api);
-    Ok(shutdown.wait().await?)
+    Ok(())
 }

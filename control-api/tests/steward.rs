@@ -9,15 +9,16 @@ use fanlight_control::{
     lease::{Timing, node_state},
     steward::{Created, Steward},
     store::{
-        CreateStream, LinkId, LinkNode, Store,
+        CreateStream, JoinViewer, LinkId, LinkNode, Store,
         memory::{Limits, MemoryStore},
-        rows::StreamRow,
+        rows::{StreamRow, ViewerPhase, ViewerRow},
     },
 };
 use fanlight_proto::{
-    id::{NodeId, StreamId},
+    claims::Role,
+    id::{NodeId, StreamId, ViewerName},
     node::v1::{DeviceStatus, Hello, StreamReport, device_status::State as Device},
-    types::v1::{NodeAddresses, NodeKind, NodeLoad, NodeState, StreamState},
+    types::v1::{NodeAddresses, NodeKind, NodeLoad, NodeState, StreamState, ViewerGrants},
 };
 use tokio::time::{Instant, advance, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -222,7 +223,38 @@ async fn a_stream_that_nobody_takes_is_tried_with_growing_pauses_and_placed_when
 }
 
 #[tokio::test(start_paused = true)]
-async fn invitations_end_and_forgotten_nodes_leave() {
+async fn an_invitation_nobody_used_ends_with_its_token() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let epoch = world.create("a", &[&r1]).await.epoch;
+    let name = ViewerName::parse("streams/a/viewers/ann").unwrap();
+    let now = world.store.now_us();
+    let row = ViewerRow {
+        name: name.clone(),
+        user: String::new(),
+        grants: ViewerGrants::default(),
+        role: Role::Observer,
+        phase: ViewerPhase::Invited,
+        reason: String::new(),
+        kicked: false,
+        edge: id("r1"),
+        epoch,
+        jti: "j".to_owned(),
+        join_until_us: now + 90_000_000,
+        create_us: now,
+        connect_us: None,
+        due_us: 0,
+    };
+    world.store.join_viewer(JoinViewer { row, request: None }).await.unwrap();
+    world.beat(&[&r1, &worker], 89).await;
+    assert!(world.store.viewer(name.clone()).await.unwrap().is_some());
+    world.beat(&[&r1, &worker], 2).await;
+    assert!(world.store.viewer(name).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_left_is_forgotten_after_an_hour() {
     let world = World::new();
     let r1 = world.router("r1").await;
     world.store.unlink_node(r1, true).await.unwrap();
