@@ -114,7 +114,7 @@ fn source_restart_is_seamless() {
     old.index = 30;
     w.frame(old.next(true));
     let mut new = Source::new(2);
-    new.rtp_time = 4_000_000_000;
+    new.rtp_time += 90_000 * 1_800; // half an hour ahead: another clock, not a pause
     new.index = 1_000;
     new.play(&mut w, 30, true);
     w.drive(Duration::from_millis(100));
