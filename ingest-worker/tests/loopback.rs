@@ -381,3 +381,26 @@ async fn a_router_with_another_name_gets_nothing() {
     bench.end().await;
     sim.stop().await;
 }
+
+#[tokio::test]
+async fn a_device_that_asks_for_a_key_gets_the_workers() {
+    let mut bench = Bench::new();
+    let sim = simulator(SimConfig { require_auth: true, ..small() }).await;
+    let router = TestRouter::start(&bench.identity("router-1"));
+    let devices = vec![bench.device("pixel", sim.adb_addr(), "4.1")];
+    let without = bench.worker(devices.clone()).await;
+    let reason = || without.fleet().devices()[0].reason.clone();
+    until("the reason", || reason().contains("asks for an ADB key and none is configured")).await;
+    let config = fanlight_ingest::IngestConfig {
+        adb_key: Some(bench.dir.path().join("adbkey")),
+        devices,
+        ..fanlight_ingest::IngestConfig::default()
+    };
+    let identity = bench.identity("worker-1");
+    let worker =
+        fanlight_ingest::Worker::start_as(config, identity, 2, &bench.shutdown).await.unwrap();
+    bench.want(&worker, router.addr, 1, &["pixel"]);
+    until("frames", || router.frames("pixel").len() >= 5).await;
+    bench.end().await;
+    sim.stop().await;
+}
