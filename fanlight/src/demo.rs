@@ -28,8 +28,11 @@ use fanlight_ops::{
 };
 use fanlight_proto::{
     claims::Role,
-    control::v1::{CreateStreamRequest, Stream, stream_service_client::StreamServiceClient},
+    control::v1::{
+        CreateStreamRequest, GetStreamRequest, Stream, stream_service_client::StreamServiceClient,
+    },
     id::{DeviceId, NodeId, StreamId},
+    types::v1::StreamState,
 };
 use fanlight_router::{Router, RouterConfig};
 use serde::Serialize;
@@ -38,7 +41,7 @@ use crate::page::{self, PageConfig, PageStream};
 
 /// The scrcpy version that the demo's devices play.
 const SERVER_VERSION: &str = "4.1";
-/// Time in which a device must be online and its stream placed.
+/// Time in which all devices must be online and their streams live.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Flags of `fanlight demo`.
@@ -259,6 +262,8 @@ async fn start_routers(
 }
 
 async fn start_phones(args: &Args, state: &Path) -> anyhow::Result<Vec<Phone>> {
+    // The other parts describe their metrics themselves.
+    Metrics::install().describe(fanlight_device_sim::metrics::METRICS);
     let mut phones = Vec::new();
     for n in 1..=args.devices {
         let chosen = args.input_log.clone().filter(|_| n == 1);
@@ -320,8 +325,8 @@ fn stream_of(device: &DeviceId) -> anyhow::Result<StreamId> {
     Ok(StreamId::parse(device.as_str())?)
 }
 
-/// Creates one stream per device, as a backend would: a call that finds no node yet is repeated
-/// until nodes have linked.
+/// Creates one stream per device, as a backend would, and waits until each is live: whoever reads
+/// the ready file may join at once.
 async fn create_streams(
     control: &ControlApi,
     phones: &[Phone],
@@ -330,31 +335,65 @@ async fn create_streams(
 ) -> anyhow::Result<Vec<ReadyStream>> {
     let endpoint = format!("http://{}", control.grpc_addr());
     let mut client = StreamServiceClient::connect(endpoint).await.context("control API")?;
-    let mut ready = Vec::new();
-    for phone in phones {
-        let created = tokio::select! {
-            created = tokio::time::timeout(START_TIMEOUT, create_stream(&mut client, &phone.device)) =>
-                created.with_context(|| format!("no stream of {} in {START_TIMEOUT:?}", phone.device))??,
-            () = shutdown.triggered() => anyhow::bail!("stopped before the demo was ready"),
-        };
-        let stream = StreamId::from_resource_name(&created.name)?;
-        let origin = created.assignment.and_then(|a| a.origin).map(|o| o.node).unwrap_or_default();
-        let (_, router) = routers
-            .iter()
-            .find(|(node, _)| origin == format!("nodes/{node}"))
-            .with_context(|| format!("stream {stream} was placed on {origin:?}"))?;
-        ready.push(ReadyStream {
-            name: created.name,
-            whep_url: format!("http://{}/whep/{stream}", shown(router.whep_addr())),
-            bound_whep_url: format!("http://{}/whep/{stream}", router.whep_addr()),
-            join_token: control.mint_demo_token(&stream, Role::Controller)?,
-            adb_addr: phone.simulator.adb_addr().to_string(),
-            input_log: phone.input_log.clone(),
-        });
+    let bring_up = async {
+        // All of them first: devices come up beside each other.
+        for phone in phones {
+            create_stream(&mut client, &phone.device).await?;
+        }
+        let mut ready = Vec::new();
+        for phone in phones {
+            let live = live_stream(&mut client, &stream_of(&phone.device)?).await?;
+            ready.push(ready_stream(control, phone, &live, routers)?);
+        }
+        Ok(ready)
+    };
+    tokio::select! {
+        ready = tokio::time::timeout(START_TIMEOUT, bring_up) =>
+            ready.with_context(|| format!("no picture of every device in {START_TIMEOUT:?}"))?,
+        () = shutdown.triggered() => anyhow::bail!("stopped before the demo was ready"),
     }
-    Ok(ready)
 }
 
+fn ready_stream(
+    control: &ControlApi,
+    phone: &Phone,
+    live: &Stream,
+    routers: &[(String, Router)],
+) -> anyhow::Result<ReadyStream> {
+    let stream = StreamId::from_resource_name(&live.name)?;
+    let origin = live.assignment.as_ref().and_then(|a| a.origin.as_ref());
+    let origin = origin.map(|o| o.node.as_str()).unwrap_or_default();
+    let (_, router) = routers
+        .iter()
+        .find(|(node, _)| origin == format!("nodes/{node}"))
+        .with_context(|| format!("stream {stream} was placed on {origin:?}"))?;
+    Ok(ReadyStream {
+        name: live.name.clone(),
+        whep_url: format!("http://{}/whep/{stream}", shown(router.whep_addr())),
+        bound_whep_url: format!("http://{}/whep/{stream}", router.whep_addr()),
+        join_token: control.mint_demo_token(&stream, Role::Controller)?,
+        adb_addr: phone.simulator.adb_addr().to_string(),
+        input_log: phone.input_log.clone(),
+    })
+}
+
+/// The stream once its origin gets media.
+async fn live_stream(
+    client: &mut StreamServiceClient<tonic::transport::Channel>,
+    stream: &StreamId,
+) -> anyhow::Result<Stream> {
+    let mut every = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        every.tick().await;
+        let request = GetStreamRequest { name: stream.resource_name() };
+        let found = client.get_stream(request).await.context("GetStream")?.into_inner();
+        if found.state() == StreamState::Live {
+            return Ok(found);
+        }
+    }
+}
+
+/// Creates a stream: a call that finds no node yet is repeated until nodes have linked.
 async fn create_stream(
     client: &mut StreamServiceClient<tonic::transport::Channel>,
     device: &DeviceId,

@@ -60,11 +60,11 @@ struct Demo {
 }
 
 impl Demo {
-    async fn start(args: &[&str]) -> Self {
+    async fn start(listen: &str, args: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ready.json");
         let mut command = fanlight();
-        command.args(["demo", "--listen", "127.0.0.1:0", "--ready-json"]).arg(&path).args(args);
+        command.args(["demo", "--listen", listen, "--ready-json"]).arg(&path).args(args);
         let mut child = command.stdout(Stdio::null()).spawn().unwrap();
         let ready = wait_ready(&path, &mut child).await;
         Self { child, ready, http: Client::new(), _dir: dir }
@@ -103,7 +103,8 @@ async fn wait_ready(path: &Path, child: &mut Child) -> Value {
 
 #[tokio::test]
 async fn the_demo_serves_what_it_announces_and_ends_in_time() {
-    let mut demo = Demo::start(&["--devices", "2", "--routers", "2", "--size", "240x320"]).await;
+    let two = ["--devices", "2", "--routers", "2", "--size", "240x320"];
+    let mut demo = Demo::start("127.0.0.1:0", &two).await;
     announces_everything(&demo);
     serves_the_page(&demo).await;
     answers_operators(&demo).await;
@@ -238,12 +239,16 @@ async fn answers_viewers(demo: &Demo) {
     let refused = offer().bearer_auth(foreign).send().await.unwrap();
     assert_eq!(refused.status(), StatusCode::FORBIDDEN);
     let refused = offer().bearer_auth(demo.str("/join_token")).send().await.unwrap();
-    assert_eq!(refused.status(), StatusCode::BAD_REQUEST, "the token is good, the offer is not");
+    assert_eq!(
+        refused.status(),
+        StatusCode::BAD_REQUEST,
+        "live, the token is good, the offer is not"
+    );
 }
 
 #[tokio::test]
 async fn a_page_on_all_addresses_names_routers_by_the_host_it_was_asked_by() {
-    let mut demo = Demo::start(&["--listen", "0.0.0.0:0", "--size", "240x320", "--static"]).await;
+    let mut demo = Demo::start("0.0.0.0:0", &["--size", "240x320", "--static"]).await;
     let page = demo.str("/page_url").to_owned();
     assert!(page.starts_with("http://127.0.0.1:"), "one that can be opened: {page}");
     assert!(demo.str("/whep_url").starts_with("http://127.0.0.1:"));
