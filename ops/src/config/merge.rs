@@ -181,7 +181,7 @@ impl Reader {
     /// where it wants a list, else as words between commas. True if there is something new to try,
     /// which is never a text again where a text failed, so this ends.
     fn mend(&mut self, path: &[Step], message: &str) -> bool {
-        if !self.from_env(path) {
+        if !self.given_by_env(path) {
             return false;
         }
         let Some(place) = get_mut(&mut self.merged, path) else { return false };
@@ -198,7 +198,7 @@ impl Reader {
         true
     }
 
-    fn from_env(&self, path: &[Step]) -> bool {
+    fn given_by_env(&self, path: &[Step]) -> bool {
         !path.is_empty()
             && matches!(self.layer_of(path), Some(Layer { kind: LayerKind::Env(_), .. }))
     }
@@ -301,7 +301,7 @@ impl Reader {
         let near = nearest(key, known.keys().map(String::as_str));
         // Environments are full of variables that others set (Kubernetes makes some up from
         // service names): one without a section is ours only if it looks like a key of ours.
-        if self.from_env(path) && path.len() == 1 && near.is_none() {
+        if self.given_by_env(path) && path.len() == 1 && near.is_none() {
             return;
         }
         let origin = self.origin(path);
