@@ -1,7 +1,7 @@
 //! Serves the viewer page and player, embedded in the binary, and `/config.json`. Not the WHEP
 //! endpoint. Invariant: only files of `web/` that a browser needs are served.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use fanlight_ops::http::{HttpLimits, serve as serve_bounded};
 use rust_embed::RustEmbed;
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -47,19 +48,9 @@ pub struct PageConfig {
     pub streams: Vec<PageStream>,
 }
 
-/// Time that open requests have at the end. Browsers keep connections open for minutes.
-const GRACE: Duration = Duration::from_millis(200);
-
 /// Serves the page until the token is cancelled.
 pub async fn serve(listener: TcpListener, config: PageConfig, end: CancellationToken) {
-    let served =
-        axum::serve(listener, routes(config)).with_graceful_shutdown(end.clone().cancelled_owned());
-    tokio::select! {
-        done = async { served.await } => if let Err(e) = done {
-            tracing::error!(error = %e, "the page server ended");
-        },
-        () = async { end.cancelled().await; tokio::time::sleep(GRACE).await } => {}
-    }
+    serve_bounded(listener, routes(config), HttpLimits::default(), end).await;
 }
 
 /// The page's routes.

@@ -3,7 +3,7 @@
 //! Invariant: nothing here shows a secret, and nothing that changes state answers a web page
 //! (requests that carry an `Origin` are refused).
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, fmt, net::SocketAddr, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -19,7 +19,11 @@ use serde::Serialize;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::{log::LogHandle, metrics::Metrics};
+use crate::{
+    http::{self, HttpLimits},
+    log::LogHandle,
+    metrics::Metrics,
+};
 
 /// Longest request body: a log filter and no more.
 const MAX_BODY_BYTES: usize = 4096;
@@ -27,8 +31,8 @@ const MAX_BODY_BYTES: usize = 4096;
 /// Most components a readiness list holds; later ones are counted as not ready under one name.
 const MAX_COMPONENTS: usize = 1024;
 
-/// Time open requests have once the listener is told to end.
-const GRACE: Duration = Duration::from_millis(500);
+/// Connections at once; operators and scrapers are few.
+const MAX_CONNECTIONS: usize = 64;
 
 /// Why a listener could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -189,16 +193,10 @@ impl AdminServer {
         self.addr
     }
 
-    /// Serves until the token is cancelled, then lets open requests end for half a second.
+    /// Serves until the token is cancelled, then gives open requests a moment.
     pub async fn run(self, end: CancellationToken) {
-        let serve = axum::serve(self.listener, router(self.admin))
-            .with_graceful_shutdown(end.clone().cancelled_owned());
-        tokio::select! {
-            done = async { serve.await } => if let Err(e) = done {
-                tracing::error!(error = %e, "admin listener failed");
-            },
-            () = async { end.cancelled().await; tokio::time::sleep(GRACE).await } => {}
-        }
+        let limits = HttpLimits { connections_max: MAX_CONNECTIONS, ..HttpLimits::default() };
+        http::serve(self.listener, router(self.admin), limits, end).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tests of `admin` over real sockets.
 
+use std::time::Duration;
+
 use reqwest::{Client, StatusCode};
 
 use super::*;

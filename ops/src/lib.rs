@@ -10,11 +10,13 @@
 //! | [`admin`] | the operators' listener: `/metrics /livez /readyz /version /log-level /drain` |
 //! | [`shutdown`] | one signal, ordered end, a deadline, and the names of what did not end |
 //! | [`config`] | TOML file < environment < flags, all mistakes in one report |
+//! | [`http`] | an HTTP listener for strangers: bounded connections, heads and end |
 //! | [`pki`] | the private CA of a fleet, node identities, mTLS configurations |
 //! | [`link`] | `NodeLink` client: dial, Hello, heartbeats, Apply to handler, reports |
 
 pub mod admin;
 pub mod config;
+pub mod http;
 pub mod link;
 pub mod log;
 pub mod metrics;

@@ -13,6 +13,7 @@ use std::{
 
 use fanlight_ops::{
     admin::Readiness,
+    http::{self, HttpLimits},
     link::{HelloTemplate, LinkClient, LinkConfig, LinkHandle, LinkHandler},
     metrics::Metrics,
     pki::NodeIdentity,
@@ -100,10 +101,10 @@ impl Router {
         let metrics = NodeMetrics::new(&cfg.node);
 
         // 2. Ports that may be taken: found out before threads run.
-        let http = TcpListener::bind(cfg.listen_http).await.map_err(|source| {
+        let listener = TcpListener::bind(cfg.listen_http).await.map_err(|source| {
             RouterError::Bind { what: "WHEP listener", address: cfg.listen_http, source }
         })?;
-        let whep_addr = http.local_addr().map_err(|source| RouterError::Bind {
+        let whep_addr = listener.local_addr().map_err(|source| RouterError::Bind {
             what: "WHEP listener",
             address: cfg.listen_http,
             source,
@@ -170,7 +171,13 @@ impl Router {
         shutdown.spawn(format!("{name} shard events"), pump);
         let whep =
             Whep::new(streams, sessions, tokens, metrics, Arc::clone(&draining), &cfg.limits);
-        let serve = serve_http(http, Arc::new(whep), phases.end.clone());
+        let app = whep::routes(Arc::new(whep));
+        // Two connections for each session there may be: browsers keep a spare one.
+        let limits = HttpLimits {
+            connections_max: cfg.limits.sessions_max.saturating_mul(2).max(64),
+            ..HttpLimits::default()
+        };
+        let serve = http::serve(listener, app, limits, phases.end.clone());
         shutdown.spawn(format!("{name} whep"), serve);
 
         // 7. The link last: what it is told can be done at once.
@@ -415,17 +422,5 @@ async fn pump_facts(
             link.report(report_of(batch));
             tokio::time::sleep(REPORT_INTERVAL).await;
         }
-    }
-}
-
-async fn serve_http(listener: TcpListener, whep: Arc<Whep>, end: CancellationToken) {
-    let serve = axum::serve(listener, whep::routes(whep))
-        .with_graceful_shutdown(end.clone().cancelled_owned());
-    tokio::select! {
-        done = async { serve.await } => if let Err(e) = done {
-            tracing::error!(error = %e, "the WHEP listener failed");
-        },
-        // Connections that idle clients keep open do not hold up the end.
-        () = async { end.cancelled().await; tokio::time::sleep(Duration::from_millis(200)).await } => {}
     }
 }
