@@ -5,6 +5,7 @@
 //! [`MAX_GLYPHS`] glyphs.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use fontdue::{Font, FontSettings, Metrics};
 use tiny_skia::Pixmap;
@@ -16,9 +17,12 @@ const MAX_GLYPHS: usize = 600;
 /// A solid text colour.
 pub(crate) type Rgb = [u8; 3];
 
+/// The parsed font; parsing takes some tens of milliseconds, so it is done once per process.
+static FONT: OnceLock<Result<Font, &'static str>> = OnceLock::new();
+
 /// The font and its rasterised glyphs.
 pub(crate) struct Text {
-    font: Font,
+    font: &'static Font,
     glyphs: HashMap<(char, u32), (Metrics, Vec<u8>)>,
 }
 
@@ -29,10 +33,11 @@ impl std::fmt::Debug for Text {
 }
 
 impl Text {
-    /// Parses the embedded font.
+    /// Text in the embedded font.
     pub(crate) fn new() -> Result<Self, &'static str> {
         let bytes = epaint_default_fonts::UBUNTU_LIGHT;
-        Ok(Self { font: Font::from_bytes(bytes, FontSettings::default())?, glyphs: HashMap::new() })
+        let font = FONT.get_or_init(|| Font::from_bytes(bytes, FontSettings::default()));
+        Ok(Self { font: font.as_ref().map_err(|why| *why)?, glyphs: HashMap::new() })
     }
 
     /// Width of `text` at `px` pixels per em.
@@ -82,7 +87,7 @@ impl Text {
         if self.glyphs.len() >= MAX_GLYPHS {
             self.glyphs.clear();
         }
-        let font = &self.font;
+        let font = self.font;
         self.glyphs.entry((c, px.to_bits())).or_insert_with(|| font.rasterize(c, px))
     }
 }
