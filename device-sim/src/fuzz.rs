@@ -9,13 +9,16 @@ use crate::device::{Device, Identity};
 use crate::h264::{picture_size, split_pictures};
 use crate::input::InputLog;
 use crate::scrcpy::ScrcpyVersion;
-use crate::scrcpy::control::{MAX_MESSAGE, decode};
+use crate::scrcpy::control::{ControlMessage, MAX_MESSAGE, decode};
 use crate::scrcpy::controller::Controller;
 use crate::scrcpy::options::ServerOptions;
 use crate::scrcpy::server::Log;
 use crate::screen::strip::Stamp;
 use crate::screen::{Moment, Renderer};
 use crate::services::shell;
+
+/// A small screen, quick to draw.
+const SIZE: (u16, u16) = (160, 284);
 
 /// Control messages of any version: a prefix asks for more, the whole is one message, and the
 /// device takes it.
@@ -36,13 +39,16 @@ fn apply(bytes: &[u8]) -> Option<Arc<Device>> {
     let version = ScrcpyVersion::ALL[usize::from(*pick) % ScrcpyVersion::ALL.len()];
     let (device, mut controller) = small_device();
     let mut at = 0;
-    while let Ok(Some((message, length))) = decode(version, &bytes[at..]) {
+    while let Ok(Some((mut message, length))) = decode(version, &bytes[at..]) {
         assert!(length > 0 && length <= MAX_MESSAGE);
         for cut in [0, length / 2, length - 1] {
             let part = decode(version, &bytes[at..at + cut]);
             assert_eq!(part, Ok(None), "a prefix asks for more");
         }
         at += length;
+        if *pick >= 128 {
+            fit(&mut message);
+        }
         if let Some(reply) = controller.apply(message) {
             assert!(reply.encode().len() <= MAX_MESSAGE);
         }
@@ -74,11 +80,18 @@ pub fn clip(bytes: &[u8]) {
     }
 }
 
+/// Makes a touch refer to the screen's size, which chance alone would hardly find.
+fn fit(message: &mut ControlMessage) {
+    if let ControlMessage::InjectTouch { position, .. } = message {
+        (position.width, position.height) = SIZE;
+    }
+}
+
 fn small_device() -> (Arc<Device>, Controller) {
     let identity = Identity { model: "Fuzz".into(), product: "fuzz".into(), serial: "fuzz".into() };
     // A log without a file cannot fail.
     let Ok(inputs) = InputLog::new(None) else { unreachable!("no file is opened") };
-    let device = Device::new(identity, (160, 284), inputs);
+    let device = Device::new(identity, (SIZE.0.into(), SIZE.1.into()), inputs);
     let (log, _) = Log::new();
     let options = ServerOptions { clipboard_autosync: false, ..ServerOptions::default() };
     let controller = Controller::new(Arc::clone(&device), None, &options, log);
@@ -106,14 +119,20 @@ mod tests {
             super::command_line(bytes);
             super::clip(bytes);
         }
-        // Touches at the ends of the number range, in a picture without size.
-        let mut touch = vec![3, 2, 0];
-        touch.extend([0xff; 8]);
-        touch.extend(i32::MIN.to_be_bytes());
-        touch.extend(i32::MAX.to_be_bytes());
-        touch.extend([0; 14]);
-        super::control(&touch);
-        super::screen(&touch);
+        // Touches at the ends of the number range, in a picture without size and in the right one.
+        for size in [[0u16, 0], [160, 284]] {
+            for (x, y) in [(i32::MIN, i32::MAX), (i32::MAX, i32::MIN), (-1, 283), (160, 284)] {
+                let mut touch = vec![3];
+                for action in [0, 2, 1] {
+                    touch.extend([2, action]);
+                    touch.extend([0xff; 8]);
+                    touch.extend([x, y].map(i32::to_be_bytes).concat());
+                    touch.extend(size.map(u16::to_be_bytes).concat());
+                    touch.extend([0; 10]);
+                    super::screen(&touch);
+                }
+            }
+        }
         super::command_line(b"A=1 b 'c' \"d\" && e || f; g 2>&1 max_size=1 scid=1");
     }
 }

@@ -140,6 +140,8 @@ impl ScreenModel {
     /// Applies a finger's movement at a position given as fractions of the screen.
     ///
     /// Returns `false` when it means nothing: a move or up without a down, or an eleventh finger.
+    /// A position far outside is brought near the edge, where it is just as invisible; a peer may
+    /// send any number.
     pub fn touch(
         &mut self,
         action: TouchAction,
@@ -148,6 +150,7 @@ impl ScreenModel {
         y: f32,
         now: u64,
     ) -> bool {
+        let [x, y] = [x, y].map(|n| if n.is_nan() { -0.5 } else { n.clamp(-0.5, 1.5) });
         let index = self.touches.iter().position(|t| t.pointer_id == pointer_id);
         let done = match (action, index) {
             (TouchAction::Down, index) => self.finger_down(index, pointer_id, x, y),
@@ -321,6 +324,13 @@ mod tests {
         }
         assert!(!m.touch(TouchAction::Down, 10, 0.1, 0.1, 0));
         assert_eq!(m.touch_count, 10);
+    }
+
+    #[test]
+    fn positions_stay_near_the_screen() {
+        let mut m = model();
+        m.touch(TouchAction::Down, 0, f32::INFINITY, f32::NAN, 0);
+        assert_eq!((m.touches[0].x, m.touches[0].y), (1.5, -0.5));
     }
 
     #[test]

@@ -57,13 +57,12 @@ impl Text {
         let mut pen = x;
         for c in text.chars() {
             let (metrics, coverage) = self.glyph(c, px);
-            #[allow(clippy::cast_possible_truncation, reason = "screen coordinates, saturating")]
-            let (left, top) = (
-                pen.round() as i32 + metrics.xmin,
-                y.round() as i32
-                    - metrics.ymin
-                    - i32::try_from(metrics.height).unwrap_or(i32::MAX / 2),
-            );
+            // Float casts saturate, and so do the sums: text far outside is cut off, no more.
+            #[allow(clippy::cast_possible_truncation, reason = "saturates")]
+            let (left, bottom) = (pen.round() as i32, y.round() as i32);
+            let height = i32::try_from(metrics.height).unwrap_or(i32::MAX);
+            let left = left.saturating_add(metrics.xmin);
+            let top = bottom.saturating_sub(metrics.ymin).saturating_sub(height);
             blend(to, (left, top), metrics.width, coverage, colour);
             pen += metrics.advance_width;
         }
