@@ -52,7 +52,7 @@ async fn the_ready_file_names_what_was_bound_and_the_end_is_orderly() {
     assert!(ready_page.starts_with("HTTP/1.1 200"), "{ready_page}");
     get(&addr("grpc_addr"), "/livez").await;
     let metrics = get(&addr("admin_addr"), "/metrics").await;
-    assert!(metrics.contains("fanlight_control_streams"), "{metrics}");
+    assert!(metrics.contains("fanlight_process_resident_bytes"), "{metrics}");
     shutdown.trigger();
     process.await.unwrap().unwrap();
     shutdown.wait().await.unwrap();

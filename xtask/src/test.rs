@@ -14,7 +14,7 @@ use crate::{
 pub(crate) fn run_suites(rust: bool, e2e: bool) -> Result<()> {
     setup::debian_packages()?;
     if rust {
-        shell::run(&mut cmd("cargo", &["test", "--workspace", "--locked"]))?;
+        shell::run(&mut cmd("cargo", &["test", "--workspace", "--locked", "--no-fail-fast"]))?;
     }
     shell::run(&mut cmd("node", &["--test", "web/test/"]))?;
     if e2e {
