@@ -34,7 +34,9 @@ pub(crate) fn run(rust: bool, e2e: bool) -> Result<()> {
 fn browser() -> Result<()> {
     setup::node_packages()?;
     let python = setup::python()?;
-    shell::run(&mut cmd("cargo", &["build", "--locked", "-p", "fanlight"]))?;
+    // With `--workspace`, features are the ones that the tests were built with: nothing is built
+    // twice.
+    shell::run(&mut cmd("cargo", &["build", "--locked", "--workspace", "--bin", "fanlight"]))?;
     let artefacts = target().join("e2e");
     std::fs::create_dir_all(&artefacts)?;
     let dir = root().join("fanlight/e2e");
