@@ -30,3 +30,9 @@ proptest! {
         fuzz::depacketize(&[(false, bytes), (marker, more.clone()), (true, more)]);
     }
 }
+
+/// An SPS of profile 0 with an emulation prevention byte where the level is expected.
+#[test]
+fn an_emulation_prevention_byte_in_front_of_the_level_is_not_the_level() {
+    fuzz::sps(&[0, 0, 3, 0, 190, 255, 224, 255, 195]);
+}
