@@ -3,6 +3,7 @@
 //! Kept in the package so that the targets are one line each and the code is compiled, linted and
 //! tested with the rest. Not for other use.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use crate::device::{Device, Identity};
@@ -99,15 +100,26 @@ fn small_device() -> (Arc<Device>, Controller) {
 }
 
 fn draw(device: &Device) {
+    // Kept from run to run, one for each way the screen can be turned: the parts that stay still
+    // are most of the work.
+    thread_local! {
+        static RENDERERS: RefCell<[Option<Renderer>; 2]> = const { RefCell::new([None, None]) };
+    }
     let mut model = device.lock_state().model.clone();
     let now_us = crate::device::unix_us();
     model.expire(now_us);
     let (width, height) = model.size();
-    if let Ok(mut renderer) = Renderer::new(width, height, "Fuzz") {
-        let stamp = Stamp::new(0, now_us / 1000, model.touch_count);
-        renderer.draw(&model, &Moment { now_us, clock_us: now_us, stamp });
-        renderer.i420();
-    }
+    RENDERERS.with_borrow_mut(|renderers| {
+        let slot = &mut renderers[usize::from(model.rotation & 1)];
+        if slot.is_none() {
+            *slot = Renderer::new(width, height, "Fuzz").ok();
+        }
+        if let Some(renderer) = slot {
+            let stamp = Stamp::new(0, now_us / 1000, model.touch_count);
+            renderer.draw(&model, &Moment { now_us, clock_us: now_us, stamp });
+            renderer.i420();
+        }
+    });
 }
 
 #[cfg(test)]
