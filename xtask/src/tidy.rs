@@ -14,16 +14,21 @@ use serde_json::Value;
 use crate::shell::{cmd, output, root};
 
 /// Ours, and what each may use of ours (development dependencies aside).
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("fanlight-proto", &[]),
     ("fanlight-wire", &[]),
     ("fanlight-adb", &[]),
     ("fanlight-ops", &["fanlight-proto"]),
     ("fanlight-device-sim", &["fanlight-adb", "fanlight-ops"]),
-    ("fanlight-router-core", &["fanlight-wire"]),
+    ("fanlight-rtc", &["fanlight-wire"]),
+    ("fanlight-router-core", &["fanlight-wire", "fanlight-rtc"]),
     (
         "fanlight-router",
         &["fanlight-router-core", "fanlight-wire", "fanlight-proto", "fanlight-ops"],
+    ),
+    (
+        "fanlight-loadtest",
+        &["fanlight-rtc", "fanlight-wire", "fanlight-proto", "fanlight-ops"],
     ),
     ("fanlight-ingest", &["fanlight-adb", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
     ("fanlight-control", &["fanlight-proto", "fanlight-ops"]),
@@ -36,13 +41,15 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "fanlight-ingest",
             "fanlight-router",
             "fanlight-control",
+            "fanlight-loadtest",
         ],
     ),
     ("xtask", &[]),
 ];
 
 /// Packages that must stay free of these crates.
-const PURE: [(&str, &[&str]); 3] = [
+const PURE: [(&str, &[&str]); 4] = [
+    ("fanlight-rtc", &["tokio", "futures", "mio", "quinn", "prost", "tonic"]),
     ("fanlight-wire", &["tokio", "futures", "mio", "quinn", "prost", "tonic"]),
     ("fanlight-router-core", &["tokio", "futures", "mio", "quinn", "tonic", "prost", "redis"]),
     ("fanlight-ops", &["str0m", "openh264", "h264-reader"]),

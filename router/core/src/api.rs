@@ -77,6 +77,32 @@ impl StreamInfo {
     }
 }
 
+/// How a datagram travels between a viewer and a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Proto {
+    /// As it is.
+    Udp,
+    /// In a TCP stream, framed as in RFC 4571.
+    Tcp,
+}
+
+/// Where a viewer is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Route {
+    /// How.
+    pub proto: Proto,
+    /// The viewer's address.
+    pub addr: SocketAddr,
+}
+
+impl Route {
+    /// A viewer reached by plain datagrams.
+    #[must_use]
+    pub const fn udp(addr: SocketAddr) -> Self {
+        Self { proto: Proto::Udp, addr }
+    }
+}
+
 /// Why a stream stopped having a source. Its viewers are kept until it is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DownReason {

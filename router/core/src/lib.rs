@@ -57,6 +57,7 @@
 
 mod answer;
 mod api;
+mod batch;
 mod canonical;
 mod codec;
 mod core;
@@ -66,11 +67,13 @@ mod egress;
 mod error;
 mod feed;
 mod frame;
+mod gcc;
 mod gop;
 mod input;
 mod join;
 mod keyframe;
 pub mod limits;
+mod pressure;
 mod rewrite;
 mod sdp;
 mod stream;
@@ -78,8 +81,9 @@ mod viewer;
 
 pub use api::{
     Answer, CoreConfig, DownReason, GoneReason, JoinRequest, KeyframeReason, LeaveReason, Output,
-    Role, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    Proto, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
 };
+pub use batch::{Batch, Run};
 pub use core::Core;
 pub use counters::Counters;
 pub use error::JoinError;

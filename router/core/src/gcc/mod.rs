@@ -1,0 +1,1 @@
+//! Sender-side bandwidth estimate of one viewer. Placeholder text to be replaced.

@@ -1,0 +1,1 @@
+//! Thins one viewer that cannot take the whole stream.

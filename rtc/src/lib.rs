@@ -1,0 +1,4 @@
+//! What both ends of a WebRTC media path need beside the protocol library: SRTP and SRTCP
+//! contexts, and the keys that DTLS agreed on. Not a session: no ICE, no SDP, no sockets, no
+//! clock. Invariant: no key outlives the context that was made of it.
+#![forbid(unsafe_code)]
