@@ -18,7 +18,7 @@ pub fn machine() -> Value {
     let model = model.map_or("", |l| l.trim_start_matches([' ', '\t', ':']));
     json!({
         "cpu": model,
-        "cpus": std::thread::available_parallelism().map_or(0, usize::from),
+        "cpus": cpus.lines().filter(|l| l.starts_with("processor")).count(),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
     })
 }
