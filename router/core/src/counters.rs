@@ -65,6 +65,57 @@ counters! {
     keyframe_from_cache,
     /// Keyframe requests sent to encoders.
     keyframe_requested,
+    /// Frames kept back from a viewer whose path is too narrow for all of them.
+    frames_thinned,
+    /// Times a viewer was so far behind that it was moved on to the next keyframe.
+    viewers_lagged,
+    /// Sender reports sent.
+    sender_reports,
+    /// RTP or RTCP that the protocol library would have sent: dropped, because media is not its
+    /// business.
+    library_media_dropped,
+    /// Viewers whose DTLS keys could not be used for media.
+    keys_unusable,
+    /// RTCP datagrams read.
+    rtcp_in,
+    /// RTCP datagrams whose authentication failed.
+    rtcp_forged,
+    /// RTCP datagrams that were seen before.
+    rtcp_replayed,
+    /// Authentic RTCP that does not parse.
+    rtcp_malformed,
+    /// RTCP from viewers that have no keys yet.
+    rtcp_early,
+    /// RTCP datagrams over a viewer's budget, dropped unread.
+    rtcp_denied_rate,
+    /// RTP from viewers, who have nothing to send.
+    rtp_from_viewers,
+    /// Bandwidth messages of the old kind, ignored.
+    remb_ignored,
+    /// Goodbyes.
+    byes,
+    /// Reports of arrival times.
+    twcc_feedbacks,
+    /// Packets that viewers asked for again.
+    nacks,
+    /// Of these, never sent or sent too long ago.
+    nacks_unknown,
+    /// Of these, sent again less than a round trip ago.
+    nacks_repeated,
+    /// Of these, over a budget or bound.
+    nacks_denied,
+    /// Packets sent again.
+    repairs_sent,
+    /// Bytes of them.
+    bytes_repaired,
+    /// STUN from addresses that a viewer has not proved, over its budget, dropped unread.
+    stun_denied_rate,
+    /// Other datagrams over a viewer's budget, dropped unread.
+    protocol_denied_rate,
+    /// Addresses that a viewer may not prove because it has proved too many.
+    candidates_refused,
+    /// ICE restarts.
+    ice_restarts,
     /// Datagrams taken in.
     datagrams_in,
     /// Datagrams of no known viewer.
