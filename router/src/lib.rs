@@ -16,7 +16,6 @@
 //! # Walk of a touch
 //!
 //! `udp` → `shard` → core (permission, rate) → `node` → `stream` → the connection's outbox → `hop`.
-#![forbid(unsafe_code)]
 
 mod arrive;
 mod config;
@@ -40,8 +39,16 @@ mod token;
 mod udp;
 mod whep;
 
-pub use config::{ConfigMistake, IceConfig, LimitsConfig, RouterConfig};
+pub use config::{ConfigMistake, Egress, IceConfig, LimitsConfig, RouterConfig};
 pub use error::RouterError;
 pub use metrics::METRICS;
 pub use router::{Census, Router};
 pub use run::{Args, run};
+
+/// For benchmarks and their comparisons; not for use by other packages.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::udp::{
+        BatchSender, Cursor, EgressCounts, Fate, Flow, IngressCounts, Mode, Sent, ShardSocket,
+    };
+}

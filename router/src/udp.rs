@@ -1,32 +1,48 @@
-//! A shard's UDP socket: binding, buffer sizes, the addresses that viewers are told, receive and
-//! send. Not a demultiplexer; datagrams are opaque here. Invariant: nothing in this file blocks;
-//! a socket that cannot take a datagram drops it, and the caller counts.
+//! A shard's UDP socket: binding, buffer sizes, receive and send. Not a demultiplexer; datagrams
+//! are opaque here. Invariant: nothing in these files blocks. A single datagram that the socket
+//! cannot take is dropped and the caller counts; a batch is kept by the caller and sent on later.
+//!
+//! `batch` sends many viewers' datagrams at once, `receive` takes many at once, `candidates` says
+//! where viewers reach the socket, and `kernel` holds the system calls (the only `unsafe`).
+//!
+//! A socket bound to `::` is of both families; one bound to an IPv4 address is of that alone.
+
+mod batch;
+mod candidates;
+#[allow(unsafe_code, reason = "system calls over many datagrams; each block says why it is sound")]
+mod kernel;
+mod receive;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd as _,
 };
 
+use fanlight_router_core::{Batch, Run};
 use mio::net::UdpSocket;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{config::IceConfig, error::RouterError};
+pub use batch::{BatchSender, Cursor, EgressCounts, Fate, Flow, Mode};
+pub use receive::IngressCounts;
 
-/// Largest datagram read. WebRTC stays below 1,500; the rest of a longer one is cut off, and what
-/// is left fails its checks.
-const DATAGRAM_BYTES_MAX: usize = 2_048;
+use crate::{config::IceConfig, error::RouterError};
+use receive::BatchReceiver;
 
 /// A bound socket and what viewers know it by.
 #[derive(Debug)]
-pub(crate) struct ShardSocket {
+pub struct ShardSocket {
     socket: UdpSocket,
+    sender: BatchSender,
+    receiver: BatchReceiver,
     candidates: Vec<SocketAddr>,
-    buffer: Vec<u8>,
+    /// The last sender and the candidate it uses: most datagrams come in rows.
+    last: Option<(IpAddr, SocketAddr)>,
 }
 
 /// What became of a datagram to be sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sent {
+pub enum Sent {
     /// The kernel took it.
     Done,
     /// The socket's buffer is full; it is dropped.
@@ -37,7 +53,7 @@ pub(crate) enum Sent {
 
 impl ShardSocket {
     /// Binds the socket of shard `index`.
-    pub(crate) fn bind(ice: &IceConfig, index: usize) -> Result<Self, RouterError> {
+    pub fn bind(ice: &IceConfig, index: usize) -> Result<Self, RouterError> {
         // Validation keeps `port + shards` within 16 bits.
         let port = match ice.port {
             0 => 0,
@@ -45,44 +61,39 @@ impl ShardSocket {
         };
         let address = SocketAddr::new(ice.bind, port);
         let failed = |source| RouterError::Bind { what: "viewers' UDP socket", address, source };
-        let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
-        let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP)).map_err(failed)?;
-        set_buffers(&socket, ice.socket_buffer_bytes, address);
-        socket.set_nonblocking(true).map_err(failed)?;
-        socket.bind(&address.into()).map_err(failed)?;
-        let socket = UdpSocket::from_std(socket.into());
-        let bound = socket.local_addr().map_err(failed)?;
-        let candidates = candidates(ice, bound);
-        Ok(Self { socket, candidates, buffer: vec![0; DATAGRAM_BYTES_MAX] })
+        let socket = bound(ice, address).map_err(failed)?;
+        let sender = BatchSender::new(&socket, ice.egress).map_err(failed)?;
+        let candidates = candidates::all(ice, socket.local_addr().map_err(failed)?);
+        tracing::debug!(%address, mode = ?sender.mode(), "viewers' socket bound");
+        let receiver = BatchReceiver::new(&socket);
+        Ok(Self { socket, sender, receiver, candidates, last: None })
     }
 
     /// What is put in answers.
-    pub(crate) fn candidates(&self) -> &[SocketAddr] {
+    #[must_use]
+    pub fn candidates(&self) -> &[SocketAddr] {
         &self.candidates
     }
 
     /// For registration with the shard's poll.
-    pub(crate) fn source(&mut self) -> &mut UdpSocket {
+    pub fn source(&mut self) -> &mut UdpSocket {
         &mut self.socket
     }
 
     /// The next datagram: sender, the candidate it was sent to, bytes. None when there is none.
-    pub(crate) fn receive(&mut self) -> io::Result<Option<(SocketAddr, SocketAddr, &[u8])>> {
-        loop {
-            match self.socket.recv_from(&mut self.buffer) {
-                Ok((len, from)) => {
-                    let to = candidate_for(&self.candidates, from);
-                    return Ok(Some((from, to, &self.buffer[..len])));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
+    pub fn receive(&mut self) -> io::Result<Option<(SocketAddr, SocketAddr, &[u8])>> {
+        let Some((from, bytes)) = self.receiver.next(&self.socket)? else { return Ok(None) };
+        let to = match self.last {
+            Some((ip, to)) if ip == from.ip() => to,
+            _ => candidates::used_by(&self.candidates, from),
+        };
+        self.last = Some((from.ip(), to));
+        Ok(Some((from, to, bytes)))
     }
 
     /// Sends one datagram or drops it.
-    pub(crate) fn send(&self, to: SocketAddr, bytes: &[u8]) -> Sent {
+    pub fn send(&self, to: SocketAddr, bytes: &[u8]) -> Sent {
+        let to = self.sender.destination(to);
         loop {
             match self.socket.send_to(bytes, to) {
                 Ok(_) => return Sent::Done,
@@ -92,17 +103,55 @@ impl ShardSocket {
             }
         }
     }
+
+    /// Sends a batch from `cursor` on; see [`BatchSender::send`].
+    pub fn send_batch(
+        &mut self,
+        batch: &Batch,
+        cursor: &mut Cursor,
+        told: impl FnMut(&Run, Fate),
+    ) -> Flow {
+        self.sender.send(&self.socket, batch, cursor, told)
+    }
+
+    /// Totals of [`Self::send_batch`].
+    #[must_use]
+    pub fn egress_counts(&self) -> EgressCounts {
+        self.sender.counts()
+    }
+
+    /// Totals of [`Self::receive`].
+    #[must_use]
+    pub fn ingress_counts(&self) -> IngressCounts {
+        self.receiver.counts()
+    }
+}
+
+/// A socket that does not block, with large buffers.
+fn bound(ice: &IceConfig, address: SocketAddr) -> io::Result<UdpSocket> {
+    let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
+    let socket = Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // Said outright, because the system's default can be either.
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    set_buffers(&socket, ice.socket_buffer_bytes, address);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(UdpSocket::from_std(socket.into()))
 }
 
 /// Asks for large buffers and says what the kernel gave: its default of 208 KiB overflows in
 /// milliseconds.
 fn set_buffers(socket: &Socket, wanted_bytes: usize, address: SocketAddr) {
-    let asked = socket
-        .set_recv_buffer_size(wanted_bytes)
-        .and_then(|()| socket.set_send_buffer_size(wanted_bytes));
+    if kernel::force_buffers(socket.as_fd(), wanted_bytes).is_err() {
+        // Not allowed to go beyond the system's bound: take what it gives.
+        let _ = socket.set_recv_buffer_size(wanted_bytes);
+        let _ = socket.set_send_buffer_size(wanted_bytes);
+    }
     let got_bytes =
         socket.recv_buffer_size().unwrap_or(0).min(socket.send_buffer_size().unwrap_or(0));
-    if asked.is_err() || got_bytes < wanted_bytes {
+    if got_bytes < wanted_bytes {
         tracing::warn!(
             %address,
             wanted_bytes,
@@ -112,51 +161,10 @@ fn set_buffers(socket: &Socket, wanted_bytes: usize, address: SocketAddr) {
     }
 }
 
-/// Addresses in order of preference.
-fn candidates(ice: &IceConfig, bound: SocketAddr) -> Vec<SocketAddr> {
-    let with_port = |ip| SocketAddr::new(ip, bound.port());
-    if !ice.announce.is_empty() {
-        return ice.announce.iter().copied().map(with_port).collect();
-    }
-    if !bound.ip().is_unspecified() {
-        return vec![bound];
-    }
-    let loopback = match bound.ip() {
-        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
-    };
-    match outward_ip(bound.is_ipv4()) {
-        Some(ip) if !ip.is_loopback() => vec![with_port(ip), with_port(loopback)],
-        _ => vec![with_port(loopback)],
-    }
-}
-
-/// This machine's address towards its default route. Connecting a UDP socket sends nothing; the
-/// destinations are documentation addresses.
-fn outward_ip(v4: bool) -> Option<IpAddr> {
-    let (bind, to): (IpAddr, IpAddr) = if v4 {
-        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::new(192, 0, 2, 1).into())
-    } else {
-        let documentation = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
-        (Ipv6Addr::UNSPECIFIED.into(), documentation.into())
-    };
-    let socket = std::net::UdpSocket::bind((bind, 0)).ok()?;
-    socket.connect((to, 9)).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-/// Which candidate a sender must have used. A wildcard socket does not say, but a datagram from
-/// loopback can only have been sent to loopback, and none from elsewhere can.
-fn candidate_for(candidates: &[SocketAddr], from: SocketAddr) -> SocketAddr {
-    let same = |c: &&SocketAddr| {
-        c.is_ipv4() == from.is_ipv4() && c.ip().is_loopback() == from.ip().is_loopback()
-    };
-    // There is always one: `candidates` never returns an empty list.
-    candidates.iter().find(same).or_else(|| candidates.first()).copied().unwrap_or(from)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
     fn ice(bind: &str, announce: &[&str]) -> IceConfig {
@@ -192,8 +200,8 @@ mod tests {
     fn loopback_senders_used_the_loopback_candidate() {
         let all: Vec<SocketAddr> =
             vec!["198.51.100.7:5".parse().unwrap(), "127.0.0.1:5".parse().unwrap()];
-        assert_eq!(candidate_for(&all, "127.0.0.1:9".parse().unwrap()), all[1]);
-        assert_eq!(candidate_for(&all, "203.0.113.5:9".parse().unwrap()), all[0]);
+        assert_eq!(candidates::used_by(&all, "127.0.0.1:9".parse().unwrap()), all[1]);
+        assert_eq!(candidates::used_by(&all, "203.0.113.5:9".parse().unwrap()), all[0]);
     }
 
     #[test]
