@@ -2,3 +2,5 @@
 //! contexts, and the keys that DTLS agreed on. Not a session: no ICE, no SDP, no sockets, no
 //! clock. Invariant: no key outlives the context that was made of it.
 #![forbid(unsafe_code)]
+
+pub mod srtp;
