@@ -3,4 +3,5 @@
 //! clock. Invariant: no key outlives the context that was made of it.
 #![forbid(unsafe_code)]
 
+pub mod keys;
 pub mod srtp;

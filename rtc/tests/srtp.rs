@@ -1,6 +1,6 @@
 //! The contexts of two ends against each other: what is taken, what is refused, and that what is
 //! refused changes nothing. Not their agreement with other software: `peer.rs` has that.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
 
 use fanlight_rtc::srtp::{
     Contexts, Keying, MAX_RTCP_SOURCES, MAX_RTP_SOURCES, Profile, RtpOpened, RtpOpener, RtpSealer,
