@@ -268,6 +268,24 @@ mod tests {
     }
 
     #[test]
+    fn a_bind_to_both_families_may_announce_both() {
+        let mut cfg = RouterConfig::default();
+        cfg.ice.announce = vec!["198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        assert_eq!(cfg.validate().len(), 1);
+        cfg.ice.bind = "::".parse().unwrap();
+        assert!(cfg.validate().is_empty());
+    }
+
+    #[test]
+    fn egress_is_forced_by_name() {
+        let cfg: RouterConfig =
+            serde_json::from_value(serde_json::json!({ "ice": { "egress": "sendmmsg" } })).unwrap();
+        assert_eq!(cfg.ice.egress, Egress::Sendmmsg);
+        let wrong = serde_json::json!({ "ice": { "egress": "fast" } });
+        assert!(serde_json::from_value::<RouterConfig>(wrong).is_err());
+    }
+
+    #[test]
     fn unknown_keys_are_refused() {
         let typo = serde_json::json!({ "shard": 2 });
         assert!(serde_json::from_value::<RouterConfig>(typo).is_err());

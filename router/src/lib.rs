@@ -45,10 +45,11 @@ pub use metrics::METRICS;
 pub use router::{Census, Router};
 pub use run::{Args, run};
 
-/// For benchmarks and their comparisons; not for use by other packages.
+/// For benchmarks; not for use by other packages.
 #[doc(hidden)]
 pub mod bench {
     pub use crate::udp::{
         BatchSender, Cursor, EgressCounts, Fate, Flow, IngressCounts, Mode, Sent, ShardSocket,
+        send_bare,
     };
 }

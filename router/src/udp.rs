@@ -15,7 +15,7 @@ mod receive;
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsFd as _,
 };
 
@@ -27,7 +27,11 @@ pub use batch::{BatchSender, Cursor, EgressCounts, Fate, Flow, Mode};
 pub use receive::IngressCounts;
 
 use crate::{config::IceConfig, error::RouterError};
+use kernel::Message;
 use receive::BatchReceiver;
+
+const ANY_V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY_V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// A bound socket and what viewers know it by.
 #[derive(Debug)]
@@ -61,7 +65,14 @@ impl ShardSocket {
         };
         let address = SocketAddr::new(ice.bind, port);
         let failed = |source| RouterError::Bind { what: "viewers' UDP socket", address, source };
-        let socket = bound(ice, address).map_err(failed)?;
+        let socket = match bound(ice, address) {
+            Err(e) if lacks_ipv6(&e) && address == SocketAddr::new(ANY_V6, port) => {
+                tracing::warn!(error = %e, "this machine has no IPv6: viewers reach IPv4 alone");
+                bound(ice, SocketAddr::new(ANY_V4, port))
+            }
+            other => other,
+        };
+        let socket = socket.map_err(failed)?;
         let sender = BatchSender::new(&socket, ice.egress).map_err(failed)?;
         let candidates = candidates::all(ice, socket.local_addr().map_err(failed)?);
         tracing::debug!(%address, mode = ?sender.mode(), "viewers' socket bound");
@@ -127,6 +138,22 @@ impl ShardSocket {
     }
 }
 
+/// One bare call without any of [`BatchSender`]'s care: what benchmarks compare it with. Each
+/// message is a destination, bytes, and the size of its datagrams when there are several.
+#[doc(hidden)]
+pub fn send_bare(
+    socket: &UdpSocket,
+    messages: &[(SocketAddr, &[u8], Option<u16>)],
+) -> io::Result<usize> {
+    let messages = messages.iter().map(|&(to, bytes, segment)| Message { to, bytes, segment });
+    kernel::send_messages(socket.as_fd(), messages)
+}
+
+/// Whether it is the machine that has no IPv6, rather than this address that is wrong.
+fn lacks_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
 /// A socket that does not block, with large buffers.
 fn bound(ice: &IceConfig, address: SocketAddr) -> io::Result<UdpSocket> {
     let domain = if address.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -163,8 +190,6 @@ fn set_buffers(socket: &Socket, wanted_bytes: usize, address: SocketAddr) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use super::*;
 
     fn ice(bind: &str, announce: &[&str]) -> IceConfig {
@@ -211,5 +236,39 @@ mod tests {
         let taken = IceConfig { port, ..ice("127.0.0.1", &[]) };
         let error = ShardSocket::bind(&taken, 0).unwrap_err().to_string();
         assert!(error.contains(&port.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_socket_of_both_families_announces_both_and_knows_which_was_used() {
+        let mut socket = ShardSocket::bind(&ice("::", &[]), 0).unwrap();
+        let candidates = socket.candidates().to_vec();
+        assert!(candidates.iter().all(|c| !c.ip().is_unspecified()));
+        for ip in ["127.0.0.1", "::1"] {
+            let ip: IpAddr = ip.parse().unwrap();
+            let candidate = *candidates.iter().find(|c| c.ip() == ip).expect("loopback candidate");
+            let viewer = std::net::UdpSocket::bind((ip, 0)).unwrap();
+            viewer.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+            viewer.send_to(b"to", candidate).unwrap();
+            let (from, to, bytes) = socket.receive().unwrap().expect("a datagram");
+            assert_eq!((from, to, bytes), (viewer.local_addr().unwrap(), candidate, &b"to"[..]));
+            assert_eq!(socket.send(from, b"back"), Sent::Done);
+            let mut buffer = [0; 16];
+            let (len, from) = viewer.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..len], from), (&b"back"[..], candidate));
+        }
+    }
+
+    #[test]
+    fn each_forced_egress_binds_on_this_kernel() {
+        use crate::config::Egress;
+        for (egress, mode) in [
+            (Egress::Auto, Mode::Segmented),
+            (Egress::Gso, Mode::Segmented),
+            (Egress::Sendmmsg, Mode::Messages),
+            (Egress::Sendto, Mode::Single),
+        ] {
+            let cfg = IceConfig { egress, ..ice("127.0.0.1", &[]) };
+            assert_eq!(ShardSocket::bind(&cfg, 0).unwrap().sender.mode(), mode);
+        }
     }
 }
