@@ -61,6 +61,14 @@ docs! {
         datagrams_out: "fanlight_router_datagrams_out_total", "Datagrams given to the socket.";
         bytes_out: "fanlight_router_bytes_out_total", "Bytes given to the socket.";
         frames_thinned: "fanlight_router_frames_thinned_total", "Frames kept back from a viewer whose path is too narrow for all of them.";
+        pressure_thinned: "fanlight_router_pressure_thinned_total", "Times a viewer's disposable frames began to be kept back.";
+        pressure_stopped: "fanlight_router_pressure_stopped_total", "Times a viewer was stopped until a keyframe: its backlog would not drain.";
+        pressure_silenced: "fanlight_router_pressure_silenced_total", "The same: it fell silent.";
+        pressure_overrun: "fanlight_router_pressure_overrun_total", "The same: what its path takes was used up.";
+        pressure_resumed: "fanlight_router_pressure_resumed_total", "Times such a viewer went on with a keyframe.";
+        pressure_restored: "fanlight_router_pressure_restored_total", "Times a viewer was given the whole stream again.";
+        pressure_probes: "fanlight_router_pressure_probes_total", "Attempts to give a viewer more.";
+        pressure_probes_failed: "fanlight_router_pressure_probes_failed_total", "Of these, failed.";
         viewers_lagged: "fanlight_router_viewers_lagged_total", "Times a viewer was moved on to the next keyframe because the shard was behind.";
         sender_reports: "fanlight_router_sender_reports_total", "RTCP sender reports sent.";
         library_media_dropped: "fanlight_router_library_media_dropped_total", "RTP and RTCP of the protocol library, dropped.";
@@ -95,9 +103,8 @@ docs! {
         channel_messages_dropped: "fanlight_router_channel_messages_dropped_total", "Messages to viewers dropped because their channel's buffer is full.";
     }
     others {
-        counter "fanlight_router_added_latency_us_bucket", "Frames given to the kernel within `le` microseconds of being complete in the router; labels `role`, `le`.";
-        counter "fanlight_router_added_latency_us_sum", "Sum of these times; label `role`.";
-        counter "fanlight_router_added_latency_us_count", "Their number; label `role`.";
+        counter "fanlight_router_added_latency_within_total", "Frames given to the kernel within `le` microseconds of being complete in the router, per viewer; labels `role`, `le`. Behaves as a histogram's buckets.";
+        counter "fanlight_router_added_latency_us_total", "Sum of these times in microseconds; label `role`.";
         counter "fanlight_router_send_full_total", "Times the socket's buffer was full: media waits, a small datagram is dropped.";
         counter "fanlight_router_send_refused_total", "Datagrams the system refused to send.";
         counter "fanlight_router_receive_errors_total", "Errors when receiving datagrams.";
@@ -216,7 +223,6 @@ impl ShardMetrics {
 struct LatencyMetrics {
     buckets: Vec<Counter>,
     sum: Counter,
-    count: Counter,
 }
 
 impl LatencyMetrics {
@@ -232,22 +238,18 @@ impl LatencyMetrics {
         let all = bounds.into_iter().chain(["+Inf".to_owned()]);
         Self {
             buckets: all
-                .map(|le| counter("fanlight_router_added_latency_us_bucket", Some(le)))
+                .map(|le| counter("fanlight_router_added_latency_within_total", Some(le)))
                 .collect(),
-            sum: counter("fanlight_router_added_latency_us_sum", None),
-            count: counter("fanlight_router_added_latency_us_count", None),
+            sum: counter("fanlight_router_added_latency_us_total", None),
         }
     }
 
     fn publish(&self, latency: &Latency) {
         debug_assert_eq!(self.buckets.len(), BUCKETS + 1);
-        let mut all = 0;
         for (handle, value) in self.buckets.iter().zip(latency.cumulative()) {
             handle.absolute(value);
-            all = value;
         }
         self.sum.absolute(latency.sum_us());
-        self.count.absolute(all);
     }
 }
 

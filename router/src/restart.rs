@@ -62,8 +62,12 @@ mod tests {
     fn candidates_alone_name_no_credentials_and_halves_are_refused() {
         assert_eq!(credentials("a=end-of-candidates\r\n"), Ok(None));
         assert_eq!(credentials("a=ice-ufrag:EsAw\r\n"), Err(FragmentError::Half));
-        for (ufrag, pwd) in [("abc", "0123456789012345678901"), ("ab cd", "0123456789012345678901"),
-            ("abcd", "short"), ("abcd", "01234567890123456789\u{e9}1")] {
+        for (ufrag, pwd) in [
+            ("abc", "0123456789012345678901"),
+            ("ab cd", "0123456789012345678901"),
+            ("abcd", "short"),
+            ("abcd", "01234567890123456789\u{e9}1"),
+        ] {
             let text = format!("a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\n");
             assert_eq!(credentials(&text), Err(FragmentError::Alphabet), "{text}");
         }

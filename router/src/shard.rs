@@ -21,8 +21,8 @@ use std::{
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use fanlight_router_core::{
-    Answer, Batch, Core, CoreConfig, DownReason, Frame, GoneReason, IceCredentials, JoinError, JoinRequest,
-    KeyframeReason, LeaveReason, Limits, Output, Proto, Role, Route, SessionId, StreamInfo,
+    Answer, Batch, Core, CoreConfig, DownReason, Frame, GoneReason, IceCredentials, JoinError,
+    JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Role, Route, SessionId, StreamInfo,
     StreamKey,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -31,8 +31,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     config::RouterConfig,
     error::RouterError,
-    metrics::ShardMetrics,
     latency::Latency,
+    metrics::ShardMetrics,
     udp::{Cursor, Fate, Flow, Sent, ShardSocket},
 };
 
@@ -57,7 +57,11 @@ pub(crate) enum Command {
     /// Changes what a viewer may do.
     SetRole { session: SessionId, role: Role },
     /// A viewer asks for an ICE restart with these credentials of its own; ours go to `reply`.
-    RestartIce { session: SessionId, remote: IceCredentials, reply: oneshot::Sender<Option<IceCredentials>> },
+    RestartIce {
+        session: SessionId,
+        remote: IceCredentials,
+        reply: oneshot::Sender<Option<IceCredentials>>,
+    },
     /// Closes all sessions properly, then ends the thread, at the latest at `until`.
     Stop { until: Instant },
 }
@@ -486,8 +490,11 @@ impl Run {
         let flow = self.socket.send_batch(&self.batch, cursor, |run, fate| match fate {
             Fate::Sent => {
                 if let Some(arrived) = run.arrived {
-                    let kind =
-                        if run.controller { &mut latency.controllers } else { &mut latency.observers };
+                    let kind = if run.controller {
+                        &mut latency.controllers
+                    } else {
+                        &mut latency.observers
+                    };
                     kind.record(now.saturating_duration_since(arrived));
                 }
             }

@@ -56,12 +56,7 @@ impl CoreConfig {
     /// The default configuration with these candidates.
     #[must_use]
     pub fn new(candidates: Vec<SocketAddr>) -> Self {
-        Self {
-            candidates,
-            limits: Limits::default(),
-            tcp_candidates: Vec::new(),
-            start_unix_us: 0,
-        }
+        Self { candidates, limits: Limits::default(), tcp_candidates: Vec::new(), start_unix_us: 0 }
     }
 }
 

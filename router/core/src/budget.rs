@@ -27,8 +27,7 @@ impl Budget {
         if passed > 0 {
             let passed = u64::try_from(passed).unwrap_or(u64::MAX);
             let gained = passed.saturating_mul(u64::from(self.per_second));
-            self.held =
-                self.held.saturating_add(gained).min(u64::from(self.burst) * 1_000_000);
+            self.held = self.held.saturating_add(gained).min(u64::from(self.burst) * 1_000_000);
             self.at = now;
         }
         let wanted = u64::from(amount) * 1_000_000;

@@ -23,8 +23,8 @@ use slab::Slab;
 use str0m::{Event, IceCreds};
 
 use crate::api::{
-    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason, LeaveReason, Output,
-    Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason,
+    LeaveReason, Output, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
 };
 use crate::counters::Counters;
 use crate::demux::{self, Demux};
@@ -108,7 +108,7 @@ impl Core {
             shared: Shared::new(&candidates, &tcp_candidates),
             limits,
             candidates,
-                    random: StdRng::seed_from_u64(seed),
+            random: StdRng::seed_from_u64(seed),
             secrets: StdRng::from_os_rng(),
             now,
             start: now,

@@ -3,6 +3,8 @@
 //! Not metrics: names, help and labels are in the `router` crate. Invariant: only ever increased,
 //! by the one thread that owns the core. Opened/closed pairs stand in for gauges.
 
+use crate::pressure::Transitions;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Everything the core counts. All values only grow.
@@ -67,6 +69,22 @@ counters! {
     keyframe_requested,
     /// Frames kept back from a viewer whose path is too narrow for all of them.
     frames_thinned,
+    /// Times a viewer's disposable frames began to be kept back.
+    pressure_thinned,
+    /// Times a viewer was stopped until a keyframe, because its backlog would not drain.
+    pressure_stopped,
+    /// The same, because it fell silent.
+    pressure_silenced,
+    /// The same, because what its path takes was used up.
+    pressure_overrun,
+    /// Times such a viewer went on with a keyframe.
+    pressure_resumed,
+    /// Times a viewer was given the whole stream again.
+    pressure_restored,
+    /// Attempts to give a viewer more.
+    pressure_probes,
+    /// Of these, failed.
+    pressure_probes_failed,
     /// Times a viewer was so far behind that it was moved on to the next keyframe.
     viewers_lagged,
     /// Sender reports sent.
@@ -144,4 +162,18 @@ counters! {
     inputs_denied_offline,
     /// Messages to viewers dropped because their data channel's buffer is full.
     channel_messages_dropped,
+}
+
+impl Counters {
+    /// Adds what happened to one viewer between two looks.
+    pub(crate) fn note_pressure(&mut self, before: Transitions, after: Transitions) {
+        self.pressure_thinned += after.thinned - before.thinned;
+        self.pressure_stopped += after.stopped - before.stopped;
+        self.pressure_silenced += after.silenced - before.silenced;
+        self.pressure_overrun += after.overrun - before.overrun;
+        self.pressure_resumed += after.resumed - before.resumed;
+        self.pressure_restored += after.restored - before.restored;
+        self.pressure_probes += after.probes - before.probes;
+        self.pressure_probes_failed += after.probes_failed - before.probes_failed;
+    }
 }

@@ -146,7 +146,8 @@ impl Media {
         let first = range.start;
         let mut at = first;
         if first == 0 && self.stamp_due(to.now, frame) {
-            at += self.send_run(to, frame, no, at..at + 1, first_index, rtp_time, live, batch, true);
+            at +=
+                self.send_run(to, frame, no, at..at + 1, first_index, rtp_time, live, batch, true);
             if at == first {
                 return 0;
             }

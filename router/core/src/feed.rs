@@ -69,6 +69,11 @@ pub(crate) struct Caught {
     pub(crate) lost: bool,
 }
 
+impl Caught {
+    /// The ordinary case: one picture, and it is on its way.
+    pub(crate) const ONE: Self = Self { taken: 1, skipped: 0, thinned: 0, lost: false };
+}
+
 /// Why [`Feed::pump`] stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Pumped {
@@ -187,7 +192,7 @@ impl Feed {
             caught.skipped += 1;
             return;
         }
-        match pressure.admit(now, frame.key, frame.discardable) {
+        match pressure.admit(now, frame.key, frame.discardable, frame.size()) {
             Admit::Send => {}
             Admit::SkipDisposable => {
                 caught.thinned += 1;
@@ -225,18 +230,19 @@ impl Feed {
         &mut self,
         now: Instant,
         history: &History,
-        limits: &Limits,
+        pace_tick: Duration,
+        pace_packets: usize,
         mut send: impl FnMut(Packets<'_>) -> usize,
     ) -> Pumped {
         if self.queue.is_empty() {
             return Pumped::Idle;
         }
-        if self.tick.is_none_or(|t| now.saturating_duration_since(t) >= limits.pace_tick) {
+        if self.tick.is_none_or(|t| now.saturating_duration_since(t) >= pace_tick) {
             self.tick = Some(now);
             self.used = 0;
         }
         while let Some(front) = self.queue.front_mut() {
-            if self.used >= limits.pace_packets {
+            if self.used >= pace_packets {
                 return Pumped::Paced;
             }
             let Some(frame) = history.get(front.no) else {
@@ -246,7 +252,7 @@ impl Feed {
                 return Pumped::Idle;
             };
             let total = frame.payloads.len();
-            let end = total.min(front.sent + (limits.pace_packets - self.used));
+            let end = total.min(front.sent + (pace_packets - self.used));
             let range = front.sent..end;
             let count = send(Packets {
                 frame,

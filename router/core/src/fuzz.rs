@@ -14,7 +14,8 @@ use crate::input::{Inputs, Standing};
 use crate::limits::{HELD_POINTERS_MAX, Limits, OFFER_BYTES_MAX};
 use crate::world::{SERVER, STREAM, Source, World, epoch};
 use crate::{
-    Core, CoreConfig, JoinError, JoinRequest, Role, Route, SessionId, SpsFacts, StreamInfo, parse_offer,
+    Core, CoreConfig, JoinError, JoinRequest, Role, Route, SessionId, SpsFacts, StreamInfo,
+    parse_offer,
 };
 
 /// An offer: read, and answered if it can be. A refused one leaves nothing behind, an answered one

@@ -85,8 +85,9 @@ mod stream;
 mod viewer;
 
 pub use api::{
-    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason, LeaveReason, Output,
-    Proto, Role, Route, SessionId, Share, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason,
+    LeaveReason, Output, Proto, Role, Route, SessionId, Share, StreamInfo, StreamKey, ViewerState,
+    ViewerStats,
 };
 pub use batch::{Batch, Run};
 pub use core::Core;

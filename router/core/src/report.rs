@@ -13,16 +13,13 @@ use crate::api::Role;
 use crate::batch::{Batch, Run};
 use crate::core::Scratch;
 use crate::egress::{LastFrame, Media, To};
+use crate::pressure::SILENCE;
 
 /// Time between two sender reports.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 /// Capture clocks further from ours than this are not used.
 const CAPTURE_SKEW_MAX_US: u64 = 10_000_000;
-
-/// Feedback missing for longer than this, while media was sent, is silence. Browsers send it every
-/// 50 to 250 ms.
-const SILENCE: Duration = Duration::from_millis(500);
 
 impl Media {
     /// Whether a sender report should go out.
@@ -88,16 +85,14 @@ impl Media {
         Some(sealed)
     }
 
-    /// For how long nothing was heard about media that was sent, if that is too long.
-    pub(crate) fn silence(&mut self, now_us: u64) -> Option<Duration> {
+    /// Whether nothing was heard for too long about media that was sent.
+    pub(crate) fn is_silent(&self, now_us: u64) -> bool {
         let silence_us = u64::try_from(SILENCE.as_micros()).unwrap_or(u64::MAX);
         // Who never answered by arrival times does not speak that.
         if self.heard_at_us == 0 || now_us.saturating_sub(self.heard_at_us) < silence_us {
-            return None;
+            return false;
         }
-        let oldest = self.log.oldest_unreported_us()?;
-        let silent = Duration::from_micros(now_us.saturating_sub(oldest));
-        (silent >= SILENCE).then_some(silent)
+        self.log.oldest_unreported_us().is_some_and(|at| now_us.saturating_sub(at) >= silence_us)
     }
 }
 

@@ -217,7 +217,8 @@ impl Stream {
             return false;
         }
         self.pass = Some(Pass::default());
-        self.turn = if self.observers.is_empty() { 0 } else { (self.turn + 1) % self.observers.len() };
+        self.turn =
+            if self.observers.is_empty() { 0 } else { (self.turn + 1) % self.observers.len() };
         true
     }
 

@@ -14,7 +14,7 @@ use str0m::net::{Protocol, Receive};
 use str0m::{Event, Input, Output as RtcOutput, Rtc};
 
 use crate::api::{
-    GoneReason, Proto, Role, Route, SessionId, StreamKey, ViewerState, ViewerStats,
+    GoneReason, Proto, Role, Route, SessionId, Share, StreamKey, ViewerState, ViewerStats,
 };
 use crate::budget::Budget;
 use crate::demux::Entries;
@@ -27,7 +27,7 @@ use crate::input::Inputs;
 use crate::limits::{
     PROTOCOL_DATAGRAMS, REPAIR_BYTES, REPAIR_REQUESTS, RTCP_DATAGRAMS, STUN_STRANGERS,
 };
-use crate::pressure::Pressure;
+use crate::pressure::{Level, Pressure};
 
 /// Protocol timers further away than this are not set: the library says "never" with a moment a
 /// century away.
@@ -144,7 +144,7 @@ impl Viewer {
         Self {
             hot: Hot {
                 feed: parts.feed,
-                pressure: Pressure::default(),
+                pressure: Pressure::new(),
                 route: None,
                 media: None,
                 controller: parts.role == Role::Controller,
@@ -322,7 +322,7 @@ impl Viewer {
             loss: self.reported.loss,
             jitter: self.reported.jitter,
             estimate_bps: self.estimator.estimate_bps(),
-            share: self.hot.pressure.share(),
+            share: share(self.hot.pressure.level()),
             nacks: self.reported.nacks,
             repairs: self.reported.repairs,
             frames_thinned: self.hot.frames_thinned,
@@ -335,6 +335,15 @@ impl Viewer {
     /// Stands in for bytes that make the protocol library panic.
     pub(crate) fn provoke_panic(&mut self) -> Fault {
         self.guard::<()>(|_| panic!("provoked by a test")).unwrap_err()
+    }
+}
+
+/// A level of thinning in the words of the core's border.
+fn share(level: Level) -> Share {
+    match level {
+        Level::Full => Share::Full,
+        Level::NoDisposable => Share::References,
+        Level::KeyframesOnly => Share::Keyframes,
     }
 }
 

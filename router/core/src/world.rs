@@ -23,8 +23,8 @@ use str0m::rtp::{Extension, RtpPacket};
 use str0m::{Candidate, Event, Input, Output as RtcOutput, Rtc};
 
 use crate::{
-    Batch, Core, CoreConfig, Frame, GoneReason, JoinError, JoinRequest, KeyframeReason, Output, Role,
-    Route, SessionId, SpsFacts, StreamInfo, StreamKey, parse_offer,
+    Batch, Core, CoreConfig, Frame, GoneReason, JoinError, JoinRequest, KeyframeReason, Output,
+    Role, Route, SessionId, SpsFacts, StreamInfo, StreamKey, parse_offer,
 };
 
 pub(crate) const SERVER: &str = "10.0.0.1:5000";

@@ -11,7 +11,7 @@ use fanlight_wire::rtcp::{self, Nack, Packet, ReportBlock, TransportCc};
 use fanlight_wire::rtp::{is_rtcp, ntp_from_unix_us};
 
 use super::{Core, Repair};
-use crate::api::GoneReason;
+use crate::api::{GoneReason, KeyframeReason};
 use crate::gcc::PacketResult;
 use crate::limits::{ARRIVALS_PER_FEEDBACK_MAX, REPAIRS_MAX};
 use crate::sent::NotFound;
@@ -87,7 +87,10 @@ impl Core {
     }
 
     fn is_source(&self, key: usize, ssrc: u32) -> bool {
-        self.viewers.get(key).and_then(|v| v.hot.media.as_ref()).is_some_and(|m| m.terms.ssrc == ssrc)
+        self.viewers
+            .get(key)
+            .and_then(|v| v.hot.media.as_ref())
+            .is_some_and(|m| m.terms.ssrc == ssrc)
     }
 
     fn report_block(&mut self, key: usize, block: &ReportBlock) {
@@ -160,9 +163,17 @@ impl Core {
         media.log.reported_to(end);
         media.heard_at_us = now_us;
         viewer.estimator.feedback(now, results, viewer.reported.rtt);
+        let evidence = viewer.estimator.evidence();
         let rates = self.streams.get(&viewer.stream).map(|s| s.rates()).unwrap_or_default();
         let oldest = media.log.oldest_unreported_us();
         let oldest = oldest.map(|at| Duration::from_micros(now_us.saturating_sub(at)));
-        viewer.hot.pressure.on_feedback(now, viewer.estimator.estimate_bps(), rates, oldest);
+        let pressure = &mut viewer.hot.pressure;
+        let before = pressure.transitions();
+        pressure.on_feedback(now, &evidence, rates, oldest);
+        self.counters.note_pressure(before, pressure.transitions());
+        if pressure.wants_keyframe(now) {
+            let stream = viewer.stream;
+            self.need_keyframe(stream, KeyframeReason::Loss);
+        }
     }
 }

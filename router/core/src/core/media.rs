@@ -12,10 +12,13 @@ use crate::api::{KeyframeReason, Output, Role, StreamKey, ViewerState};
 use crate::batch::Batch;
 use crate::counters::Counters;
 use crate::egress::{Lost, To};
-use crate::feed::Pumped;
+use crate::feed::{Caught, Pumped};
 use crate::history::History;
 use crate::limits::{Limits, REPLAY_FOR_PLI_BYTES_MAX};
 use crate::viewer::Hot;
+
+/// A packet's size on the wire, for pacing.
+const PACED_PACKET_BYTES: u64 = 1_250;
 
 /// Repairs per batch: they go out before frames, but not instead of them.
 const REPAIRS_PER_BATCH: usize = 8;
@@ -113,8 +116,15 @@ impl Core {
         if let Some(stream) = streams.get_mut(&key) {
             while let Some(viewer) = stream.next_in_pass() {
                 if let Some(found) = viewers.get_mut(viewer) {
-                    let served =
-                        serve(&mut found.hot, viewer, &stream.history, turn, counters, scratch, batch);
+                    let served = serve(
+                        &mut found.hot,
+                        viewer,
+                        &stream.history,
+                        turn,
+                        counters,
+                        scratch,
+                        batch,
+                    );
                     lost |= served.lost;
                     match served.pumped {
                         Pumped::Idle => {}
@@ -159,8 +169,7 @@ impl Core {
             return true;
         };
         let turn = Turn { now, now_us, unix_us, limits };
-        let served =
-            serve(&mut viewer.hot, key, &known.history, turn, counters, scratch, batch);
+        let served = serve(&mut viewer.hot, key, &known.history, turn, counters, scratch, batch);
         if served.pumped == Pumped::Paced {
             self.arm(key);
         }
@@ -345,6 +354,14 @@ impl Default for Scratch {
     }
 }
 
+/// Packets per pacing tick: as for everyone, or as the estimate of a narrow path allows.
+fn pace_packets(pace_bps: Option<u64>, limits: &Limits) -> usize {
+    let Some(bps) = pace_bps else { return limits.pace_packets };
+    let tick_us = u64::try_from(limits.pace_tick.as_micros()).unwrap_or(1);
+    let packets = bps.saturating_mul(tick_us) / (8 * PACED_PACKET_BYTES * 1_000_000);
+    usize::try_from(packets).unwrap_or(usize::MAX).clamp(1, limits.pace_packets)
+}
+
 /// Brings one viewer up to date: what its stream had since the last time, as far as pacing, path
 /// and room allow. This and what it calls in `egress` is the hot path.
 fn serve(
@@ -360,10 +377,14 @@ fn serve(
     let (Some(route), Some(media)) = (*route, media.as_mut()) else {
         return Served { pumped: Pumped::Idle, lost: false };
     };
-    if let Some(silent) = media.silence(turn.now_us) {
-        pressure.on_silence(turn.now, silent);
+    let before = pressure.transitions();
+    if media.is_silent(turn.now_us) {
+        pressure.on_silence(turn.now);
     }
     let caught = feed.catch_up(turn.now, history, pressure);
+    if caught != Caught::ONE {
+        counters.note_pressure(before, pressure.transitions());
+    }
     counters.frames_forwarded += caught.taken;
     counters.frames_skipped += caught.skipped;
     counters.frames_thinned += caught.thinned;
@@ -377,8 +398,10 @@ fn serve(
         now_us: turn.now_us,
     };
     let before = (feed.packets_sent, feed.bytes_sent);
-    let pumped =
-        feed.pump(turn.now, history, turn.limits, |packets| media.send(to, packets, batch));
+    let pace = pace_packets(pressure.pace_bps(), turn.limits);
+    let pumped = feed.pump(turn.now, history, turn.limits.pace_tick, pace, |packets| {
+        media.send(to, packets, batch)
+    });
     counters.packets_forwarded += feed.packets_sent - before.0;
     counters.bytes_forwarded += feed.bytes_sent - before.1;
     if media.report_is_due(turn.now) && media.report(to, turn.unix_us, scratch, batch) {
