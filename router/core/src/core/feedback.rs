@@ -169,9 +169,8 @@ impl Core {
         let oldest = media.log.oldest_unreported_us();
         let oldest = oldest.map(|at| Duration::from_micros(now_us.saturating_sub(at)));
         let pressure = &mut viewer.hot.pressure;
-        let before = pressure.transitions();
         pressure.on_feedback(now, &evidence, rates, oldest);
-        self.counters.note_pressure(before, pressure.transitions());
+        self.counters.note_pressure(&mut viewer.hot.noted, pressure.transitions());
         if pressure.wants_keyframe(now) {
             let stream = viewer.stream;
             self.need_keyframe(stream, KeyframeReason::Loss);
