@@ -298,4 +298,46 @@ mod tests {
     fn there_is_one_provider() {
         assert!(Arc::ptr_eq(&crypto(), &crypto()));
     }
+
+    fn instance(active: bool, now: Instant) -> Box<dyn DtlsInstance> {
+        let certificate = TapProvider.generate_certificate().unwrap();
+        let mut dtls =
+            TapProvider.new_dtls(&certificate, now, DtlsVersion::Dtls12, Some(1_150)).unwrap();
+        dtls.set_active(active);
+        dtls.handle_timeout(now).unwrap();
+        dtls
+    }
+
+    /// Hands packets over until there are none; whether `from` says that it is connected.
+    fn hand_over(from: &mut dyn DtlsInstance, to: &mut dyn DtlsInstance) -> bool {
+        let (mut buf, mut connected) = (vec![0; 2_000], false);
+        loop {
+            match from.poll_output(&mut buf) {
+                DtlsOutput::Packet(packet) => to.handle_packet(packet).unwrap(),
+                DtlsOutput::Connected => connected = true,
+                DtlsOutput::Timeout(_) => return connected,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_tap_tells_the_state_of_a_close() {
+        let now = Instant::now();
+        let (mut client, mut server) = (instance(true, now), instance(false, now));
+        assert!(client.is_active() && !server.is_active());
+        let (mut first, mut second) = (false, false);
+        for _ in 0..20 {
+            first |= hand_over(&mut *client, &mut *server);
+            second |= hand_over(&mut *server, &mut *client);
+        }
+        assert!(first && second);
+        assert_eq!(server.protocol_version(), Some(ProtocolVersion::DTLS1_2));
+        assert_eq!(client.send_application_data(b"hello").unwrap(), 5);
+        assert!(!server.is_closing() && !server.is_closed());
+        server.close().unwrap();
+        assert!(server.is_closing() && !server.is_closed(), "its alert is not sent yet");
+        hand_over(&mut *server, &mut *client);
+        assert!(server.is_closed());
+    }
 }
