@@ -1,13 +1,19 @@
 //! The bodies of the fuzz targets: each feeds bytes to parsers and panics where a promise of this
 //! crate is broken. Here rather than in `fuzz/`, so that stable tests run them over a seeded corpus
 //! too. Not part of the API. Invariant: a panic here is a finding.
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "a panic is the report")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    clippy::panic,
+    reason = "a panic is the report"
+)]
 
 use crate::h264::{AccessUnitInfo, AnnexBSplitter, MAX_ACCESS_UNIT, ParameterSets, SpsFacts};
 use crate::h264::{nal_units, write_nal};
 use crate::input::{DeviceMessage, InputMessage};
 use crate::pack::{Depacketizer, Packetizer, payload_facts};
 use crate::roq::{self, ControlFramer, Limits, StreamReader};
+use crate::rtcp::{self, MAX_SOURCES, Packet, TransportCc, TransportCcReport};
 use crate::rtp::RtpView;
 use crate::varint;
 
@@ -75,6 +81,80 @@ pub fn rtp(bytes: &[u8]) {
         let _ = view.abs_capture_time(1);
         let _ = payload_facts(view.payload());
     }
+}
+
+/// RTCP compound packets: what is read is bounded by the bytes, and survives being written.
+pub fn rtcp(bytes: &[u8]) {
+    let mut out = Vec::new();
+    let mut seen = 0;
+    for packet in rtcp::packets(bytes) {
+        seen += 1;
+        let Ok(packet) = packet else { continue };
+        rtcp_again(&packet, bytes.len(), &mut out);
+    }
+    assert!(seen <= bytes.len() / 4 + 1);
+    assert!(rtcp::packets(&out).all(|p| p.is_ok()), "what was written parses");
+}
+
+/// Reads all of one packet and writes it anew, where there is a writer.
+fn rtcp_again(packet: &Packet<'_>, len: usize, out: &mut Vec<u8>) {
+    match packet {
+        Packet::SenderReport(sr) => {
+            let reports: Vec<_> = sr.reports().collect();
+            assert!(reports.len() <= MAX_SOURCES);
+            rtcp::write_sender_report(sr.sender, &sr.info, &reports, out);
+        }
+        Packet::ReceiverReport(rr) => {
+            let reports: Vec<_> = rr.reports().collect();
+            assert!(reports.len() <= MAX_SOURCES);
+            rtcp::write_receiver_report(rr.sender, &reports, out);
+        }
+        Packet::Bye(bye) => assert!(bye.sources().count() <= MAX_SOURCES),
+        Packet::Nack(nack) => {
+            let missing: Vec<u16> = nack.sequences().collect();
+            assert!(missing.len() <= len / 4 * 17);
+            let mut alone = Vec::new();
+            let taken = rtcp::write_nack(nack.sender, nack.media, &missing, &mut alone);
+            let Some(Ok(Packet::Nack(again))) = rtcp::packets(&alone).next() else {
+                return assert!(missing.is_empty());
+            };
+            let (mut before, mut after) =
+                (missing[..taken].to_vec(), again.sequences().collect::<Vec<_>>());
+            before.sort_unstable();
+            before.dedup();
+            after.sort_unstable();
+            after.dedup();
+            assert_eq!(before, after);
+        }
+        Packet::Fir(fir) => assert!(fir.entries().count() <= len / 8),
+        Packet::Remb(remb) => {
+            let sources: Vec<_> = remb.sources().collect();
+            rtcp::write_remb(remb.sender, remb.bitrate_bps, &sources, out);
+        }
+        Packet::TransportCc(feedback) => transport_cc_again(feedback, len, out),
+        _ => {}
+    }
+}
+
+fn transport_cc_again(feedback: &TransportCc<'_>, len: usize, out: &mut Vec<u8>) {
+    let arrivals: Vec<_> = feedback.packets().map(|(_, at)| at).collect();
+    assert_eq!(arrivals.len(), usize::from(feedback.status_count));
+    assert!(arrivals.len() <= usize::from(rtcp::MAX_STATUSES));
+    assert!(arrivals.iter().flatten().count() <= len);
+    let report = TransportCcReport {
+        sender: feedback.sender,
+        media: feedback.media,
+        feedback_count: feedback.feedback_count,
+        reference_time: feedback.reference_time,
+        base_seq: feedback.base_seq,
+        arrivals_us: &arrivals,
+    };
+    let mut alone = Vec::new();
+    rtcp::write_transport_cc(&report, &mut alone).unwrap();
+    let Some(Ok(Packet::TransportCc(again))) = rtcp::packets(&alone).next() else { panic!() };
+    assert!(again.packets().eq(feedback.packets()));
+    assert_eq!(again.reference_time_us(), feedback.reference_time_us());
+    out.extend_from_slice(&alone);
 }
 
 /// NAL walk, access units, splitter, parameter sets.

@@ -10,6 +10,7 @@
 //! | [`varint`] | QUIC variable-length integers |
 //! | [`roq`] | RTP over QUIC: flow ids, stream and datagram framing, control frames, close codes |
 //! | [`rtp`] | RTP headers and header extensions, wrapping sequence and time types |
+//! | [`rtcp`] | RTCP compound packets: reports, NACK, PLI, FIR, transport-wide feedback, REMB |
 //! | [`h264`] | Annex-B, NAL units, access units, SPS facts, the parameter set cache |
 //! | [`pack`] | access unit to equal-size RTP payloads, and back |
 //! | [`input`] | touches, keys, text, clipboard: the messages of the data channels |
@@ -25,5 +26,6 @@ pub mod h264;
 pub mod input;
 pub mod pack;
 pub mod roq;
+pub mod rtcp;
 pub mod rtp;
 pub mod varint;

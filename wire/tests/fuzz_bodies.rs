@@ -31,6 +31,32 @@ proptest! {
     }
 }
 
+/// Bytes that open like RTCP packets, so that the walk gets into their bodies.
+fn compound() -> impl Strategy<Value = Vec<u8>> {
+    let first = prop::sample::select(&[0x80u8, 0x81, 0x82, 0x84, 0x8f, 0x9f, 0xa1, 0xaf][..]);
+    let kind = prop_oneof![1 => 198u8..208, 2 => Just(205), 2 => Just(206)];
+    let packet =
+        (first, kind, prop::collection::vec(bytes(), 1..2)).prop_map(|(first, kind, body)| {
+            let mut packet = vec![first, kind, 0, 0];
+            packet.extend_from_slice(&body[0]);
+            packet.resize(packet.len().next_multiple_of(4), 1);
+            let words = u8::try_from(packet.len() / 4 - 1).unwrap_or(0);
+            packet[3] = words;
+            packet
+        });
+    prop::collection::vec(packet, 0..4).prop_map(|packets| packets.concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn the_rtcp_target_finds_nothing(random in bytes(), compound in compound()) {
+        fuzz::rtcp(&random);
+        fuzz::rtcp(&compound);
+    }
+}
+
 /// An SPS of profile 0 with an emulation prevention byte where the level is expected.
 #[test]
 fn an_emulation_prevention_byte_in_front_of_the_level_is_not_the_level() {

@@ -26,10 +26,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
         "fanlight-router",
         &["fanlight-router-core", "fanlight-wire", "fanlight-proto", "fanlight-ops"],
     ),
-    (
-        "fanlight-loadtest",
-        &["fanlight-rtc", "fanlight-wire", "fanlight-proto", "fanlight-ops"],
-    ),
+    ("fanlight-loadtest", &["fanlight-rtc", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
     ("fanlight-ingest", &["fanlight-adb", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
     ("fanlight-control", &["fanlight-proto", "fanlight-ops"]),
     (
