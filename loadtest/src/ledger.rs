@@ -74,8 +74,7 @@ impl Ledger {
         let Leaving { number, hash, packets, bytes, key, discardable } = leaving;
         let inner = &mut *self.inner.write();
         let needs = if key { number } else { inner.last_reference.unwrap_or(number) };
-        let entry =
-            Entry { number, hash, published: now, packets, bytes, key, discardable, needs };
+        let entry = Entry { number, hash, published: now, packets, bytes, key, discardable, needs };
         if !discardable {
             inner.last_reference = Some(number);
         }

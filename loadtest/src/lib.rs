@@ -8,7 +8,17 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+mod cmd;
+pub mod crowd;
+pub mod lab;
 pub mod ledger;
 pub mod publish;
+pub mod report;
+pub mod sample;
 pub mod server;
 pub mod source;
+pub mod stats;
+pub mod swarm;
+pub mod viewer;
+
+pub use cmd::{Args, run};

@@ -228,10 +228,7 @@ impl Controller for FixedWindow {
     }
 }
 
-async fn begin(
-    mut send: SendStream,
-    hello: Body,
-) -> Result<mpsc::Sender<Body>, quinn::WriteError> {
+async fn begin(mut send: SendStream, hello: Body) -> Result<mpsc::Sender<Body>, quinn::WriteError> {
     let _ = send.set_priority(30);
     let mut bytes = Vec::new();
     write_stream_header(FlowId::CONTROL, &mut bytes);

@@ -42,7 +42,9 @@ impl Usage {
             if !name.starts_with(prefix) {
                 continue;
             }
-            let Some((.., then)) = before.threads.iter().find(|(_, t, _)| t == tid) else { continue };
+            let Some((.., then)) = before.threads.iter().find(|(_, t, _)| t == tid) else {
+                continue;
+            };
             *sum.get_or_insert(Duration::ZERO) += cpu.saturating_sub(*then);
         }
         sum

@@ -90,12 +90,8 @@ impl Source {
 }
 
 /// Seeds of the hash: any, but the same at both ends.
-const HASH_SEEDS: [u64; 4] = [
-    0x9e37_79b9_7f4a_7c15,
-    0xbf58_476d_1ce4_e5b9,
-    0x94d0_49bb_1331_11eb,
-    0x2545_f491_4f6c_dd1d,
-];
+const HASH_SEEDS: [u64; 4] =
+    [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb, 0x2545_f491_4f6c_dd1d];
 
 /// Hash of an access unit. Equal within one process only, where both ends of a load test are.
 /// Not against an adversary: packets are authenticated before.

@@ -22,8 +22,7 @@ pub struct Terms {
 #[error("the answer has no H.264 that is sent to us")]
 pub struct NoVideo;
 
-const TWCC: &str =
-    "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
+const TWCC: &str = "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
 
 impl Terms {
     /// Reads the first video section.
@@ -63,7 +62,10 @@ impl Terms {
 }
 
 /// The answer with another address in its candidates: for a path with a relay in it.
-pub fn with_candidates(answer: &str, change: &dyn Fn(std::net::SocketAddr) -> std::net::SocketAddr) -> String {
+pub fn with_candidates(
+    answer: &str,
+    change: &dyn Fn(std::net::SocketAddr) -> std::net::SocketAddr,
+) -> String {
     let mut out = String::with_capacity(answer.len());
     for line in answer.lines() {
         match moved(line, change) {
@@ -85,7 +87,8 @@ fn moved(
     if !fields.get(2)?.eq_ignore_ascii_case("udp") {
         return None;
     }
-    let address = std::net::SocketAddr::new(fields.get(4)?.parse().ok()?, fields.get(5)?.parse().ok()?);
+    let address =
+        std::net::SocketAddr::new(fields.get(4)?.parse().ok()?, fields.get(5)?.parse().ok()?);
     let to = change(address);
     *fields.get_mut(4)? = to.ip().to_string();
     *fields.get_mut(5)? = to.port().to_string();

@@ -21,7 +21,7 @@ const REFERENCE_US: i64 = 64_000;
 
 /// Arrivals by transport-wide sequence number.
 #[derive(Debug)]
-pub struct Arrivals {
+pub(super) struct Arrivals {
     epoch: Instant,
     /// Extended number of the first entry.
     base: i64,
@@ -32,12 +32,12 @@ pub struct Arrivals {
 
 impl Arrivals {
     /// Nothing arrived yet; times count from `epoch`.
-    pub fn new(epoch: Instant) -> Self {
+    pub(super) fn new(epoch: Instant) -> Self {
         Self { epoch, base: 0, times_us: VecDeque::new(), feedbacks: 0, started: false }
     }
 
     /// A packet with this number arrived.
-    pub fn note(&mut self, now: Instant, seq: u16) {
+    pub(super) fn note(&mut self, now: Instant, seq: u16) {
         if !self.started {
             self.started = true;
             self.base = i64::from(seq);
@@ -62,7 +62,7 @@ impl Arrivals {
     }
 
     /// Appends one feedback about what is new; `false`: there is nothing.
-    pub fn write(&mut self, sender: Ssrc, media: Ssrc, out: &mut Vec<u8>) -> bool {
+    pub(super) fn write(&mut self, sender: Ssrc, media: Ssrc, out: &mut Vec<u8>) -> bool {
         let count = self.times_us.len().min(STATUSES_MAX);
         let Some(first) = self.times_us.iter().take(count).flatten().min().copied() else {
             return false;
@@ -95,7 +95,7 @@ impl Arrivals {
 
 /// Reception statistics of one source (RFC 3550, appendix A).
 #[derive(Debug, Default)]
-pub struct Reception {
+pub(super) struct Reception {
     first: Option<u64>,
     highest: u64,
     received: u64,
@@ -108,7 +108,7 @@ pub struct Reception {
 
 impl Reception {
     /// A packet arrived; `index` with roll-overs, `elapsed` since any fixed moment.
-    pub fn note(&mut self, index: u64, rtp_time: u32, elapsed: Duration) {
+    pub(super) fn note(&mut self, index: u64, rtp_time: u32, elapsed: Duration) {
         self.first.get_or_insert(index);
         self.highest = self.highest.max(index);
         self.received += 1;
@@ -124,12 +124,12 @@ impl Reception {
     }
 
     /// A sender report arrived.
-    pub fn sender_report(&mut self, now: Instant, ntp: u64) {
+    pub(super) fn sender_report(&mut self, now: Instant, ntp: u64) {
         self.last_sr = Some(((ntp >> 16 & 0xffff_ffff) as u32, now));
     }
 
     /// The block to report now.
-    pub fn block(&mut self, now: Instant, ssrc: Ssrc) -> Option<ReportBlock> {
+    pub(super) fn block(&mut self, now: Instant, ssrc: Ssrc) -> Option<ReportBlock> {
         let first = self.first?;
         let expected = self.highest - first + 1;
         let lost = expected as i64 - self.received as i64;

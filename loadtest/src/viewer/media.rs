@@ -174,12 +174,8 @@ impl Media {
             self.counts.refused += 1;
             return;
         }
-        let piece = Piece {
-            payload: payload.to_vec(),
-            marker: rtp.marker(),
-            rtp_time,
-            after_gap: false,
-        };
+        let piece =
+            Piece { payload: payload.to_vec(), marker: rtp.marker(), rtp_time, after_gap: false };
         let mut pieces = std::mem::take(&mut self.pieces);
         let holes = self.order.push(now, index, repair, piece, &mut pieces);
         self.deliver(now, &mut pieces, out);

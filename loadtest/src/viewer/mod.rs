@@ -10,7 +10,7 @@ mod verify;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, LazyLock},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,8 @@ pub use verify::{Seen, Shown, Verifier, Window};
 
 /// Label of the channel that carries input.
 const INPUT: &str = "input";
+/// Least time between two timeouts of the protocol library.
+const RTC_NAP_MIN: Duration = Duration::from_micros(500);
 
 /// One certificate for all viewers, as browsers have theirs ready before they join.
 static CERTIFICATE: LazyLock<Option<DtlsCert>> =
@@ -183,12 +185,8 @@ impl Viewer {
             return;
         }
         let Ok(contents) = bytes.try_into() else { return };
-        let receive = Receive {
-            proto: Protocol::Udp,
-            source: from,
-            destination: self.local,
-            contents,
-        };
+        let receive =
+            Receive { proto: Protocol::Udp, source: from, destination: self.local, contents };
         if self.rtc.handle_input(Input::Receive(now, receive)).is_err() {
             self.rtc.disconnect();
         }
@@ -268,7 +266,8 @@ impl Viewer {
         loop {
             match self.rtc.poll_output() {
                 Ok(Output::Timeout(at)) => {
-                    self.rtc_due = at;
+                    // A moment that is over would make the caller's timers turn on the spot.
+                    self.rtc_due = at.max(now + RTC_NAP_MIN);
                     break;
                 }
                 Ok(Output::Transmit(send)) => {

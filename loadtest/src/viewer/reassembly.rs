@@ -54,7 +54,7 @@ pub struct Counts {
 
 /// The order of one viewer's packets.
 #[derive(Debug, Default)]
-pub struct Reassembly {
+pub(super) struct Reassembly {
     /// The packet whose turn it is; none before the first.
     next: Option<u64>,
     highest: u64,
@@ -66,17 +66,12 @@ pub struct Reassembly {
 
 impl Reassembly {
     /// Counts so far.
-    pub fn counts(&self) -> Counts {
+    pub(super) fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// The highest packet seen, roll-overs in the upper bits.
-    pub fn highest(&self) -> u64 {
-        self.highest
-    }
-
     /// The packet that a 16-bit number means: the nearest to the highest seen.
-    pub fn index_of(&self, seq: u16) -> Option<u64> {
+    pub(super) fn index_of(&self, seq: u16) -> Option<u64> {
         let low = (self.highest & 0xffff) as i64;
         let mut step = i64::from(seq) - low;
         if step > 0x7fff {
@@ -88,7 +83,7 @@ impl Reassembly {
     }
 
     /// Takes a packet; what may come out now is appended to `out`. `true`: there are new holes.
-    pub fn push(
+    pub(super) fn push(
         &mut self,
         now: Instant,
         index: u64,
@@ -102,8 +97,7 @@ impl Reassembly {
             return false;
         }
         if self.missing.remove(&index).is_some() {
-            let count =
-                if repair { &mut self.counts.repaired } else { &mut self.counts.reordered };
+            let count = if repair { &mut self.counts.repaired } else { &mut self.counts.reordered };
             *count += 1;
         }
         let mut holes = false;
@@ -139,7 +133,7 @@ impl Reassembly {
     }
 
     /// Numbers to ask for now, oldest first. `rtt` keeps a request on its way from being repeated.
-    pub fn ask(&mut self, now: Instant, rtt: Duration, out: &mut Vec<u16>) {
+    pub(super) fn ask(&mut self, now: Instant, rtt: Duration, out: &mut Vec<u16>) {
         let pause = rtt.max(RETRY_MIN);
         for (index, missing) in &mut self.missing {
             let due = missing.asked.is_none_or(|at| now.duration_since(at) >= pause);
@@ -152,7 +146,7 @@ impl Reassembly {
     }
 
     /// Gives up holes that are too old.
-    pub fn expire(&mut self, now: Instant, out: &mut Vec<Piece>) {
+    pub(super) fn expire(&mut self, now: Instant, out: &mut Vec<Piece>) {
         loop {
             let oldest = self.missing.first_key_value().map(|(_, m)| m.since);
             // A hole that fell off the bounded list is as good as old.
@@ -168,7 +162,7 @@ impl Reassembly {
     }
 
     /// Whether something is waited for.
-    pub fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         !self.missing.is_empty()
     }
 

@@ -194,8 +194,7 @@ mod tests {
     impl Rig {
         fn new(shape: Shape) -> Self {
             let (inputs, _) = tokio::sync::mpsc::unbounded_channel();
-            let device =
-                Arc::new(Device { name: "d".into(), ledger: Default::default(), inputs });
+            let device = Arc::new(Device { name: "d".into(), ledger: Default::default(), inputs });
             let window = Arc::new(Window::default());
             let verifier = Verifier::new(Arc::clone(&device), Arc::clone(&window));
             let source = Source::open("synthetic", &shape, 1).unwrap();
@@ -217,8 +216,7 @@ mod tests {
             let last = payloads.len() - 1;
             let mut shown = None;
             for (i, payload) in payloads.into_iter().enumerate() {
-                let piece =
-                    Piece { payload, marker: i == last, rtp_time: 0, after_gap: false };
+                let piece = Piece { payload, marker: i == last, rtp_time: 0, after_gap: false };
                 shown = self.verifier.push(&piece).or(shown);
             }
             shown
