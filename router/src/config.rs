@@ -3,7 +3,7 @@
 //! config that passes [`RouterConfig::validate`] can be started unless the machine refuses a port.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
 };
 
@@ -49,7 +49,7 @@ pub struct RouterConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IceConfig {
-    /// Address the shards' UDP sockets bind.
+    /// Address the shards' UDP sockets bind. `::` takes IPv6 and IPv4, `0.0.0.0` IPv4 alone.
     pub bind: IpAddr,
     /// Port of the first shard; the next ones follow. Zero: the system chooses each.
     pub port: u16,
@@ -58,6 +58,23 @@ pub struct IceConfig {
     pub announce: Vec<IpAddr>,
     /// Size asked for each socket buffer, in bytes; what the kernel gave is logged.
     pub socket_buffer_bytes: usize,
+    /// How datagrams are given to the kernel.
+    pub egress: Egress,
+}
+
+/// How media is given to the kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Egress {
+    /// The best that the kernel knows.
+    #[default]
+    Auto,
+    /// `sendmmsg` of messages that the kernel cuts apart (`UDP_SEGMENT`).
+    Gso,
+    /// `sendmmsg` of single datagrams.
+    Sendmmsg,
+    /// One call per datagram.
+    Sendto,
 }
 
 /// Every bound of a router.
@@ -125,6 +142,7 @@ impl Default for IceConfig {
             port: 0,
             announce: Vec::new(),
             socket_buffer_bytes: 4 << 20,
+            egress: Egress::Auto,
         }
     }
 }
@@ -176,9 +194,10 @@ impl RouterConfig {
         if self.ice.port != 0 && usize::from(u16::MAX - self.ice.port) < ports_needed {
             wrong("ice.port", format!("no room for {} ports from {}", self.shards, self.ice.port));
         }
+        let bind = self.ice.bind;
+        let both = bind == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         for ip in &self.ice.announce {
-            if ip.is_unspecified() || ip.is_ipv4() != self.ice.bind.is_ipv4() {
-                let bind = self.ice.bind;
+            if ip.is_unspecified() || !(both || ip.is_ipv4() == bind.is_ipv4()) {
                 wrong("ice.announce", format!("{ip} cannot be reached through a socket on {bind}"));
             }
         }
@@ -246,6 +265,24 @@ mod tests {
             keys,
             ["node", "shards", "ice.announce", "control_endpoints", "limits.offer_bytes_max"]
         );
+    }
+
+    #[test]
+    fn a_bind_to_both_families_may_announce_both() {
+        let mut cfg = RouterConfig::default();
+        cfg.ice.announce = vec!["198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
+        assert_eq!(cfg.validate().len(), 1);
+        cfg.ice.bind = "::".parse().unwrap();
+        assert!(cfg.validate().is_empty());
+    }
+
+    #[test]
+    fn egress_is_forced_by_name() {
+        let cfg: RouterConfig =
+            serde_json::from_value(serde_json::json!({ "ice": { "egress": "sendmmsg" } })).unwrap();
+        assert_eq!(cfg.ice.egress, Egress::Sendmmsg);
+        let wrong = serde_json::json!({ "ice": { "egress": "fast" } });
+        assert!(serde_json::from_value::<RouterConfig>(wrong).is_err());
     }
 
     #[test]

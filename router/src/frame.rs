@@ -2,7 +2,7 @@
 //! Not the order of frames among each other. Invariant: a frame that comes out has consecutive
 //! packets of one source and one time stamp, the last one marked, all within the core's bounds.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use fanlight_router_core::limits::{PAYLOAD_BYTES_MAX, PAYLOADS_PER_FRAME_MAX};
 use fanlight_wire::{
@@ -112,8 +112,8 @@ impl Assembler {
         Ok(())
     }
 
-    /// The stream ended: is it a frame?
-    pub(crate) fn finish(self) -> Result<Assembled, FrameError> {
+    /// The stream ended, at `now`: is it a frame?
+    pub(crate) fn finish(self, now: Instant) -> Result<Assembled, FrameError> {
         let head = self.head.ok_or(FrameError::Empty)?;
         if !self.ended {
             return Err(FrameError::NotEnded);
@@ -126,6 +126,7 @@ impl Assembler {
             bytes: self.bytes,
         };
         let frame = NewFrame {
+            arrived: now,
             rtp_time: head.rtp_time,
             capture_unix_us: head.capture_unix_us,
             key: facts.key,
@@ -206,7 +207,7 @@ mod tests {
         for packet in packets {
             assembler.push(packet)?;
         }
-        assembler.finish()
+        assembler.finish(Instant::now())
     }
 
     #[test]

@@ -425,7 +425,7 @@ impl LinkShared {
         match (read, reader.slot) {
             (Ok(()), Some(slot)) => {
                 let first = reader.opened;
-                match reader.assembler.finish() {
+                match reader.assembler.finish(std::time::Instant::now()) {
                     Ok(assembled) => {
                         let charge = reader.charge;
                         // Fails when the publish is over; the frame has nowhere to go then.

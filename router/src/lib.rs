@@ -16,7 +16,6 @@
 //! # Walk of a touch
 //!
 //! `udp` → `shard` → core (permission, rate) → `node` → `stream` → the connection's outbox → `hop`.
-#![forbid(unsafe_code)]
 
 mod arrive;
 mod config;
@@ -25,9 +24,11 @@ mod flow;
 mod frame;
 mod hop;
 mod ingest;
+mod latency;
 mod metrics;
 mod node;
 mod problem;
+mod restart;
 mod router;
 mod run;
 mod sessions;
@@ -38,8 +39,17 @@ mod token;
 mod udp;
 mod whep;
 
-pub use config::{ConfigMistake, IceConfig, LimitsConfig, RouterConfig};
+pub use config::{ConfigMistake, Egress, IceConfig, LimitsConfig, RouterConfig};
 pub use error::RouterError;
 pub use metrics::METRICS;
 pub use router::{Census, Router};
 pub use run::{Args, run};
+
+/// For benchmarks; not for use by other packages.
+#[doc(hidden)]
+pub mod bench {
+    pub use crate::udp::{
+        BatchSender, Cursor, EgressCounts, Fate, Flow, IngressCounts, Mode, Sent, ShardSocket,
+        send_bare,
+    };
+}

@@ -8,7 +8,10 @@ use fanlight_ops::metrics::MetricDoc;
 use fanlight_router_core::Counters;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label};
 
-use crate::shard::ShardStats;
+use crate::{
+    latency::{BUCKETS, Latency, bounds_us},
+    shard::{Latencies, ShardStats},
+};
 
 macro_rules! docs {
     (
@@ -57,6 +60,39 @@ docs! {
         stun_rejected: "fanlight_router_stun_rejected_total", "STUN requests with wrong credentials.";
         datagrams_out: "fanlight_router_datagrams_out_total", "Datagrams given to the socket.";
         bytes_out: "fanlight_router_bytes_out_total", "Bytes given to the socket.";
+        frames_thinned: "fanlight_router_frames_thinned_total", "Frames kept back from a viewer whose path is too narrow for all of them.";
+        pressure_thinned: "fanlight_router_pressure_thinned_total", "Times a viewer's disposable frames began to be kept back.";
+        pressure_stopped: "fanlight_router_pressure_stopped_total", "Times a viewer was stopped until a keyframe: its backlog would not drain.";
+        pressure_silenced: "fanlight_router_pressure_silenced_total", "The same: it fell silent.";
+        pressure_overrun: "fanlight_router_pressure_overrun_total", "The same: what its path takes was used up.";
+        pressure_resumed: "fanlight_router_pressure_resumed_total", "Times such a viewer went on with a keyframe.";
+        pressure_restored: "fanlight_router_pressure_restored_total", "Times a viewer was given the whole stream again.";
+        pressure_probes: "fanlight_router_pressure_probes_total", "Attempts to give a viewer more.";
+        pressure_probes_failed: "fanlight_router_pressure_probes_failed_total", "Of these, failed.";
+        viewers_lagged: "fanlight_router_viewers_lagged_total", "Times a viewer was moved on to the next keyframe because the shard was behind.";
+        sender_reports: "fanlight_router_sender_reports_total", "RTCP sender reports sent.";
+        library_media_dropped: "fanlight_router_library_media_dropped_total", "RTP and RTCP of the protocol library, dropped.";
+        keys_unusable: "fanlight_router_keys_unusable_total", "Viewers whose DTLS keys could not be used.";
+        rtcp_in: "fanlight_router_rtcp_in_total", "RTCP datagrams read.";
+        rtcp_forged: "fanlight_router_rtcp_forged_total", "RTCP datagrams that are not authentic.";
+        rtcp_replayed: "fanlight_router_rtcp_replayed_total", "RTCP datagrams seen before.";
+        rtcp_malformed: "fanlight_router_rtcp_malformed_total", "Authentic RTCP that does not parse.";
+        rtcp_early: "fanlight_router_rtcp_early_total", "RTCP from viewers without keys.";
+        rtcp_denied_rate: "fanlight_router_rtcp_denied_rate_total", "RTCP over a viewer's budget, dropped unread.";
+        rtp_from_viewers: "fanlight_router_rtp_from_viewers_total", "RTP from viewers, dropped.";
+        remb_ignored: "fanlight_router_remb_ignored_total", "REMB messages, ignored.";
+        byes: "fanlight_router_byes_total", "RTCP goodbyes from viewers.";
+        twcc_feedbacks: "fanlight_router_twcc_feedbacks_total", "Reports of arrival times.";
+        nacks: "fanlight_router_nacks_total", "Packets that viewers asked for again.";
+        nacks_unknown: "fanlight_router_nacks_unknown_total", "Of these, never sent or sent too long ago.";
+        nacks_repeated: "fanlight_router_nacks_repeated_total", "Of these, sent again less than a round trip ago.";
+        nacks_denied: "fanlight_router_nacks_denied_total", "Of these, over a budget.";
+        repairs_sent: "fanlight_router_repairs_sent_total", "Packets sent again.";
+        bytes_repaired: "fanlight_router_repair_bytes_total", "Bytes of packets sent again.";
+        stun_denied_rate: "fanlight_router_stun_denied_rate_total", "STUN from unproved addresses over a viewer's budget, dropped unread.";
+        protocol_denied_rate: "fanlight_router_protocol_denied_rate_total", "Other datagrams over a viewer's budget, dropped unread.";
+        candidates_refused: "fanlight_router_candidates_refused_total", "Addresses beyond those that a viewer may prove.";
+        ice_restarts: "fanlight_router_ice_restarts_total", "ICE restarts.";
         rtc_polls: "fanlight_router_rtc_polls_total", "Polls of a viewer's protocol state.";
         inputs_forwarded: "fanlight_router_inputs_forwarded_total", "Input messages accepted from viewers.";
         inputs_coalesced: "fanlight_router_inputs_coalesced_total", "Moves replaced by a newer one before they were sent.";
@@ -67,7 +103,9 @@ docs! {
         channel_messages_dropped: "fanlight_router_channel_messages_dropped_total", "Messages to viewers dropped because their channel's buffer is full.";
     }
     others {
-        counter "fanlight_router_send_full_total", "Datagrams dropped because the socket's buffer was full.";
+        counter "fanlight_router_added_latency_within_total", "Frames given to the kernel within `le` microseconds of being complete in the router, per viewer; labels `role`, `le`. Behaves as a histogram's buckets.";
+        counter "fanlight_router_added_latency_us_total", "Sum of these times in microseconds; label `role`.";
+        counter "fanlight_router_send_full_total", "Times the socket's buffer was full: media waits, a small datagram is dropped.";
         counter "fanlight_router_send_refused_total", "Datagrams the system refused to send.";
         counter "fanlight_router_receive_errors_total", "Errors when receiving datagrams.";
         counter "fanlight_router_inbox_frames_dropped_total", "Frames dropped because the shard's inbox was full.";
@@ -108,6 +146,8 @@ docs! {
 pub(crate) struct ShardMetrics {
     core: Vec<Counter>,
     own: [Counter; 6],
+    controllers: LatencyMetrics,
+    observers: LatencyMetrics,
     busy: Gauge,
     viewers: Gauge,
     /// Datagrams dropped at the full socket.
@@ -143,6 +183,8 @@ impl ShardMetrics {
                 "fanlight_router_shard_events_dropped_total",
             ]
             .map(counter),
+            controllers: LatencyMetrics::new(&labels, "controller"),
+            observers: LatencyMetrics::new(&labels, "observer"),
             busy: gauge("fanlight_router_shard_busy_permille"),
             viewers: gauge("fanlight_router_shard_viewers"),
             send_full: 0,
@@ -154,7 +196,7 @@ impl ShardMetrics {
 
     /// Hands the present values to the registry.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats; both values are small")]
-    pub(crate) fn publish(&self, counters: &Counters, stats: &ShardStats) {
+    pub(crate) fn publish(&self, counters: &Counters, stats: &ShardStats, latency: &Latencies) {
         for (handle, (_, value)) in self.core.iter().zip(counters.iter()) {
             handle.absolute(value);
         }
@@ -169,8 +211,45 @@ impl ShardMetrics {
         for (handle, value) in self.own.iter().zip(own) {
             handle.absolute(value);
         }
+        self.controllers.publish(&latency.controllers);
+        self.observers.publish(&latency.observers);
         self.busy.set(stats.busy_permille.load(Ordering::Relaxed) as f64);
         self.viewers.set(stats.viewers.load(Ordering::Relaxed) as f64);
+    }
+}
+
+/// The handles of one kind of viewer's added latency.
+#[derive(Debug)]
+struct LatencyMetrics {
+    buckets: Vec<Counter>,
+    sum: Counter,
+}
+
+impl LatencyMetrics {
+    fn new(labels: &[Label], role: &'static str) -> Self {
+        let counter = |name: &'static str, le: Option<String>| {
+            let mut labels = labels.to_vec();
+            labels.push(Label::new("role", role));
+            labels.extend(le.map(|le| Label::new("le", le)));
+            let key = Key::from_parts(KeyName::from_const_str(name), labels);
+            metrics::with_recorder(|r| r.register_counter(&key, &METADATA))
+        };
+        let bounds = bounds_us().map(|bound| bound.to_string());
+        let all = bounds.into_iter().chain(["+Inf".to_owned()]);
+        Self {
+            buckets: all
+                .map(|le| counter("fanlight_router_added_latency_within_total", Some(le)))
+                .collect(),
+            sum: counter("fanlight_router_added_latency_us_total", None),
+        }
+    }
+
+    fn publish(&self, latency: &Latency) {
+        debug_assert_eq!(self.buckets.len(), BUCKETS + 1);
+        for (handle, value) in self.buckets.iter().zip(latency.cumulative()) {
+            handle.absolute(value);
+        }
+        self.sum.absolute(latency.sum_us());
     }
 }
 

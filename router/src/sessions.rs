@@ -23,14 +23,40 @@ use crate::{
     streams::ShardLoad,
 };
 
+/// The present ICE session of a session.
+#[derive(Debug)]
+pub(crate) struct IceSession {
+    /// Strong entity tag, quotes included. Another with each restart.
+    pub(crate) etag: String,
+    /// By which a restart is told from trickled candidates.
+    pub(crate) remote_ufrag: String,
+}
+
+impl Default for IceSession {
+    fn default() -> Self {
+        Self { etag: fresh_tag(), remote_ufrag: String::new() }
+    }
+}
+
+impl IceSession {
+    /// Another ICE session begins. Returns its tag.
+    pub(crate) fn restarted(&mut self, remote_ufrag: String) -> String {
+        *self = Self { etag: fresh_tag(), remote_ufrag };
+        self.etag.clone()
+    }
+}
+
+fn fresh_tag() -> String {
+    format!("\"{}\"", Uuid::new_v4().simple())
+}
+
 /// One viewer's session.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: SessionId,
     /// Last part of the session's URL, from the system's random source.
     pub(crate) url_id: String,
-    /// Strong entity tag of the (only) ICE session, quotes included.
-    pub(crate) etag: String,
+    pub(crate) ice: Mutex<IceSession>,
     pub(crate) stream: Arc<Stream>,
     pub(crate) shard: usize,
     pub(crate) viewer: ViewerId,
@@ -184,7 +210,7 @@ fn new_session(number: u64, stream: &Arc<Stream>, claims: &JoinClaims, shard: us
     };
     Session {
         id: SessionId(number),
-        etag: format!("\"{}\"", Uuid::new_v4().simple()),
+        ice: Mutex::new(IceSession::default()),
         url_id,
         stream: Arc::clone(stream),
         shard,

@@ -85,6 +85,8 @@ pub(crate) struct Refusal {
 /// A frame as the hop gives it: the stream adds epoch and number.
 #[derive(Debug)]
 pub(crate) struct NewFrame {
+    /// When it was complete.
+    pub(crate) arrived: Instant,
     pub(crate) rtp_time: u32,
     pub(crate) capture_unix_us: Option<u64>,
     pub(crate) key: bool,
@@ -338,6 +340,7 @@ impl Stream {
         let frame = Arc::new(Frame {
             epoch: state.want.epoch,
             index,
+            arrived: new.arrived,
             rtp_time: new.rtp_time,
             capture_unix_us: new.capture_unix_us,
             key: new.key,

@@ -50,6 +50,7 @@ impl Bench {
         self.stream.frame(
             id,
             NewFrame {
+                arrived: Instant::now(),
                 rtp_time: 0,
                 capture_unix_us: None,
                 key,
@@ -203,6 +204,7 @@ fn a_gap_empties_the_kept_group_because_it_no_longer_decodes() {
     bench.publish(1);
     bench.frame(1, true);
     let gap = NewFrame {
+        arrived: Instant::now(),
         rtp_time: 0,
         capture_unix_us: None,
         key: false,

@@ -25,8 +25,8 @@ use fanlight_proto::{
     reason::Reason,
 };
 use fanlight_router_core::{
-    Answer, JoinError, JoinRequest, LeaveReason, ParsedOffer, Role as CoreRole, SessionId,
-    parse_offer,
+    Answer, IceCredentials, JoinError, JoinRequest, LeaveReason, ParsedOffer, Role as CoreRole,
+    SessionId, parse_offer,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use parking_lot::Mutex;
@@ -36,6 +36,7 @@ use crate::{
     config::LimitsConfig,
     metrics::NodeMetrics,
     problem::Problem,
+    restart,
     sessions::{OpenError, Session, Sessions},
     shard::Command,
     stream::{SeatError, Stream},
@@ -176,7 +177,7 @@ async fn session(
     let done = match *request.method() {
         Method::OPTIONS => return StatusCode::OK.into_response(),
         Method::DELETE => leave(&whep, &stream, &session, request.headers()),
-        Method::PATCH => patch(&whep, &stream, &session, request.headers()),
+        Method::PATCH => patch(&whep, &stream, &session, request).await,
         Method::GET | Method::HEAD => find(&whep, &stream, &session)
             .map(|_| (StatusCode::OK, [(header::CONTENT_LENGTH, "0")]).into_response()),
         _ => return not_allowed("DELETE, PATCH, GET, HEAD, OPTIONS"),
@@ -211,6 +212,7 @@ async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, P
     }
     let offer = read_offer(whep, body).await?;
     let opened = whep.sessions.open(&stream, &claims).map_err(|e| open_problem(&e))?;
+    opened.ice.lock().remote_ufrag = offer.ice_ufrag().to_owned();
     // From here on the session is in the tables; the guard takes it out again unless the shard
     // has it, also when the client hangs up and this future is dropped.
     let mut guard = Unjoined { whep, id: Some(opened.id) };
@@ -294,7 +296,7 @@ fn created(stream: &Stream, session: &Session, answer: Answer) -> Response {
         [
             (header::CONTENT_TYPE, SDP.to_owned()),
             (header::LOCATION, location),
-            (header::ETAG, session.etag.clone()),
+            (header::ETAG, session.ice.lock().etag.clone()),
             (header::CACHE_CONTROL, "no-store".to_owned()),
         ],
         answer.sdp,
@@ -315,16 +317,53 @@ fn leave(
     Ok(StatusCode::OK.into_response())
 }
 
-/// Neither trickled candidates nor ICE restarts are taken: the answer's candidates are complete,
-/// and a viewer that lost its path joins again, which costs less than a restart is worth.
-fn patch(
+/// Trickled candidates are taken and not needed: the answer's candidates are complete, and a lite
+/// agent learns its peer's from checks. New credentials restart ICE.
+async fn patch(
     whep: &Whep,
     stream: &str,
     session: &str,
-    headers: &HeaderMap,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let session = authorized_session(whep, stream, session, headers)?;
-    require_type(headers, SDP_FRAGMENT)?;
+    let (parts, body) = request.into_parts();
+    let session = authorized_session(whep, stream, session, &parts.headers)?;
+    require_type(&parts.headers, SDP_FRAGMENT)?;
+    check_tag(&session, &parts.headers)?;
+    let body = tokio::time::timeout(BODY_DEADLINE, to_bytes(body, restart::FRAGMENT_BYTES_MAX))
+        .await
+        .map_err(|_| bad_sdp("The fragment did not arrive in time."))?
+        .map_err(|_| too_large(restart::FRAGMENT_BYTES_MAX))?;
+    let text = std::str::from_utf8(&body).map_err(|_| bad_sdp("The fragment is not UTF-8."))?;
+    let named = restart::credentials(text).map_err(|e| bad_sdp(e.to_string()))?;
+    let Some(remote) = named.filter(|c| c.ufrag != session.ice.lock().remote_ufrag) else {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    };
+    restart_ice(whep, &session, remote).await
+}
+
+async fn restart_ice(
+    whep: &Whep,
+    session: &Session,
+    remote: IceCredentials,
+) -> Result<Response, Problem> {
+    let remote_ufrag = remote.ufrag.clone();
+    let busy = || Problem::busy(Reason::Overloaded, "The router is overloaded.", 1);
+    let (reply, answer) = oneshot::channel();
+    let shard = whep.sessions.shard(session).ok_or_else(internal)?;
+    let command = Command::RestartIce { session: session.id, remote, reply };
+    shard.join(command).map_err(|_| busy())?;
+    let local = tokio::time::timeout(JOIN_DEADLINE, answer)
+        .await
+        .map_err(|_| busy())?
+        .map_err(|_| internal())?
+        .ok_or_else(no_session)?;
+    let etag = session.ice.lock().restarted(remote_ufrag);
+    let kind = SDP_FRAGMENT.to_owned();
+    let headers = [(header::CONTENT_TYPE, kind), (header::ETAG, etag)];
+    Ok((StatusCode::OK, headers, restart::fragment(&local)).into_response())
+}
+
+fn check_tag(session: &Session, headers: &HeaderMap) -> Result<(), Problem> {
     let Some(tag) = headers.get(header::IF_MATCH) else {
         return Err(Problem::new(
             StatusCode::PRECONDITION_REQUIRED,
@@ -334,29 +373,27 @@ fn patch(
     };
     // Examples of the draft send the asterisk in quotes.
     let tag = tag.as_bytes();
-    if tag != b"*" && tag != b"\"*\"" && tag != session.etag.as_bytes() {
+    if tag != b"*" && tag != b"\"*\"" && tag != session.ice.lock().etag.as_bytes() {
         return Err(Problem::new(
             StatusCode::PRECONDITION_FAILED,
             Reason::EtagMismatch,
             "If-Match is not the session's entity tag.",
         ));
     }
-    Err(Problem::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        Reason::Unsupported,
-        "This router takes neither trickled candidates nor ICE restarts: POST again instead.",
-    ))
+    Ok(())
 }
 
 fn find(whep: &Whep, stream: &str, session: &str) -> Result<Arc<Session>, Problem> {
     let found = whep.sessions.by_url(session);
-    found.filter(|s| s.stream.name().as_str() == stream).ok_or_else(|| {
-        Problem::new(
-            StatusCode::NOT_FOUND,
-            Reason::SessionNotFound,
-            "There is no such session, or it has ended.",
-        )
-    })
+    found.filter(|s| s.stream.name().as_str() == stream).ok_or_else(no_session)
+}
+
+fn no_session() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        Reason::SessionNotFound,
+        "There is no such session, or it has ended.",
+    )
 }
 
 /// A session's own token is good for it for as long as the session lasts.

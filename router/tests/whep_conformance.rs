@@ -125,7 +125,7 @@ async fn the_endpoint_answers_options_get_head_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_session_answers_get_head_options_and_refuses_trickle() {
+async fn a_session_answers_get_head_options_and_takes_trickle() {
     let world = World::new().await;
     let _publisher = live_stream(&world, GOP).await;
     let token = world.token("pixel", "ann");
@@ -152,9 +152,41 @@ async fn a_session_answers_get_head_options_and_refuses_trickle() {
     let stale = fragment().bearer_auth(&token).header("if-match", "\"old\"");
     problem(stale.send().await.unwrap(), 412, "ETAG_MISMATCH").await;
     for any in ["*", "\"*\""] {
-        let restart = fragment().bearer_auth(&token).header("if-match", any);
-        problem(restart.send().await.unwrap(), 422, "UNSUPPORTED").await;
+        let trickle = fragment().bearer_auth(&token).header("if-match", any);
+        assert_eq!(trickle.send().await.unwrap().status(), StatusCode::NO_CONTENT);
     }
+    world.end().await;
+}
+
+#[tokio::test]
+async fn an_ice_restart_gives_new_credentials_and_a_new_tag() {
+    let world = World::new().await;
+    let _publisher = live_stream(&world, GOP).await;
+    let token = world.token("pixel", "ann");
+    let viewer = Viewer::join(&world, "pixel", &token).await;
+    let url = viewer.session_url.clone();
+    let any = "*".to_owned();
+    let patch = |tag: &str, body: &str| {
+        let request = world.http.patch(&url).bearer_auth(&token).header("if-match", tag);
+        request.header("content-type", "application/trickle-ice-sdpfrag").body(body.to_owned())
+    };
+    let half = patch(&any, "a=ice-ufrag:abcd\r\n").send().await.unwrap();
+    problem(half, 400, "BAD_SDP").await;
+    let long = patch(&any, &"a=x\r\n".repeat(4_000)).send().await.unwrap();
+    problem(long, 413, "TOO_LARGE").await;
+
+    let fresh = "a=ice-ufrag:fresh\r\na=ice-pwd:0123456789012345678901\r\n";
+    let restarted = patch(&any, fresh).send().await.unwrap();
+    assert_eq!(restarted.status(), StatusCode::OK);
+    let tag = restarted.headers()["etag"].to_str().unwrap().to_owned();
+    let body = restarted.text().await.unwrap();
+    assert!(body.contains("a=ice-lite\r\n") && body.contains("a=ice-ufrag:"), "{body}");
+    // The same again is no restart; another changes the tag.
+    let again = patch(&tag, fresh).send().await.unwrap();
+    assert_eq!(again.status(), StatusCode::NO_CONTENT);
+    let other = fresh.replace("fresh", "other");
+    assert_ne!(patch(&any, &other).send().await.unwrap().headers()["etag"], tag.as_str());
+    problem(patch(&tag, fresh).send().await.unwrap(), 412, "ETAG_MISMATCH").await;
     world.end().await;
 }
 

@@ -2,3 +2,6 @@
 //! contexts, and the keys that DTLS agreed on. Not a session: no ICE, no SDP, no sockets, no
 //! clock. Invariant: no key outlives the context that was made of it.
 #![forbid(unsafe_code)]
+
+pub mod keys;
+pub mod srtp;

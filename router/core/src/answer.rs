@@ -56,6 +56,12 @@ pub(crate) fn assemble(library: &str, facts: &OfferFacts) -> String {
     out
 }
 
+/// The canonical name by which the library's answer calls our source.
+pub(crate) fn cname(library: &str) -> &str {
+    let named = library.lines().find_map(|l| l.strip_prefix("a=ssrc:")?.split_once(" cname:"));
+    named.map_or("fanlight", |(_, name)| name)
+}
+
 fn line(out: &mut String, text: &str) {
     out.push_str(text);
     out.push_str("\r\n");

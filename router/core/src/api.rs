@@ -44,15 +44,19 @@ pub struct CoreConfig {
     pub candidates: Vec<SocketAddr>,
     /// Every bound.
     pub limits: Limits,
-    /// How often a connected viewer's round trip and loss are read; `None` never reads them.
-    pub stats_interval: Option<Duration>,
+    /// The same for viewers that can only use TCP (RFC 6544, passive): none, or the addresses of the
+    /// shard's listener.
+    pub tcp_candidates: Vec<SocketAddr>,
+    /// The clock on the wall when the core begins, in microseconds of the Unix epoch: for the time
+    /// stamps in sender reports. The core counts on from there.
+    pub start_unix_us: u64,
 }
 
 impl CoreConfig {
     /// The default configuration with these candidates.
     #[must_use]
     pub fn new(candidates: Vec<SocketAddr>) -> Self {
-        Self { candidates, limits: Limits::default(), stats_interval: Some(Duration::from_secs(2)) }
+        Self { candidates, limits: Limits::default(), tcp_candidates: Vec::new(), start_unix_us: 0 }
     }
 }
 
@@ -100,6 +104,21 @@ impl Route {
     #[must_use]
     pub const fn udp(addr: SocketAddr) -> Self {
         Self { proto: Proto::Udp, addr }
+    }
+}
+
+/// What two sides prove to each other that they are who the signalling spoke of (RFC 8445, 5.3).
+#[derive(Clone, PartialEq, Eq)]
+pub struct IceCredentials {
+    /// User fragment: a name, not a secret.
+    pub ufrag: String,
+    /// Password.
+    pub pwd: String,
+}
+
+impl fmt::Debug for IceCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IceCredentials").field("ufrag", &self.ufrag).finish_non_exhaustive()
     }
 }
 
@@ -155,6 +174,8 @@ pub enum KeyframeReason {
     Join,
     /// A viewer reported a picture that it cannot decode and the cache could not help.
     Loss,
+    /// The group of pictures grew beyond the cache: the next joiner would have to wait.
+    Cache,
     /// The source skipped a frame, so that nothing until the next keyframe decodes.
     Gap,
 }
@@ -190,10 +211,10 @@ pub struct Answer {
 /// What the core wants done. Drained by [`crate::Core::poll_output`].
 #[derive(Debug)]
 pub enum Output {
-    /// Send this datagram. Consecutive outputs with the same `to` may ride in one batch.
+    /// Send this datagram: STUN, DTLS or RTCP. Media is in the [`crate::Batch`].
     Transmit {
-        /// The viewer's address.
-        to: SocketAddr,
+        /// Where the viewer is.
+        to: Route,
         /// One of the configured candidates: the address that the viewer knows us by.
         from: SocketAddr,
         /// The datagram.
@@ -240,6 +261,18 @@ pub enum ViewerState {
     Closing,
 }
 
+/// How much of a stream a viewer is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Share {
+    /// All of it.
+    #[default]
+    Full,
+    /// What later pictures refer to.
+    References,
+    /// Nothing until the next keyframe.
+    Keyframes,
+}
+
 /// One viewer's figures, read by the node for its reports.
 #[derive(Debug, Clone)]
 pub struct ViewerStats {
@@ -254,7 +287,7 @@ pub struct ViewerStats {
     /// Where it is in its life.
     pub state: ViewerState,
     /// The last address that it spoke from.
-    pub remote: Option<SocketAddr>,
+    pub remote: Option<Route>,
     /// Frames given to its egress, replays included.
     pub frames_sent: u64,
     /// RTP packets given to its egress.
@@ -271,4 +304,16 @@ pub struct ViewerStats {
     pub rtt: Option<Duration>,
     /// The last reported loss, 0 to 1.
     pub loss: Option<f32>,
+    /// The last reported jitter, in units of the 90 kHz clock.
+    pub jitter: u32,
+    /// What its path is believed to carry; `None` while nothing says that it is too narrow.
+    pub estimate_bps: Option<u64>,
+    /// How much of the stream it is given.
+    pub share: Share,
+    /// Packets that it asked for again.
+    pub nacks: u64,
+    /// Packets sent again.
+    pub repairs: u64,
+    /// Frames kept back because its path is too narrow.
+    pub frames_thinned: u64,
 }

@@ -7,6 +7,10 @@
 use std::time::Instant;
 
 use crate::api::Route;
+use crate::limits::PAYLOAD_BYTES_MAX;
+
+/// Largest datagram: the largest payload taken from the hop, the longest header, the tag.
+const DATAGRAM_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 80;
 
 /// Consecutive datagrams to one viewer.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +77,22 @@ impl Batch {
     pub fn clear(&mut self) {
         self.used = 0;
         self.runs.clear();
+    }
+
+    /// Whether another run may be added: there is a place for it, and room for a datagram.
+    pub(crate) fn has_room(&self) -> bool {
+        self.runs.len() < self.runs_max && self.bytes.len() - self.used >= DATAGRAM_BYTES_MAX
+    }
+
+    /// The unused part of the buffer.
+    pub(crate) fn free(&mut self) -> &mut [u8] {
+        self.bytes.get_mut(self.used..).unwrap_or_default()
+    }
+
+    /// Adds a run whose datagrams were written to the front of [`Self::free`].
+    pub(crate) fn push(&mut self, run: Run) {
+        self.runs.push(Run { start: self.used, ..run });
+        self.used += run.len;
     }
 
     /// Adds a run by hand: for drivers' tests and benchmarks.

@@ -7,7 +7,7 @@
 use std::fmt::Write as _;
 
 use crate::codec::OfferedH264;
-use crate::sdp::{OfferFacts, Plan, Section, URI_CAPTURE, URI_MID, URI_PLAYOUT};
+use crate::sdp::{OfferFacts, Plan, Section, URI_CAPTURE, URI_MID, URI_PLAYOUT, URI_TWCC};
 
 /// The mid under which the protocol library knows a section: the real one where it survives the
 /// library's sixteen alphanumeric characters, else a stand-in.
@@ -48,9 +48,12 @@ pub(crate) fn canonical_offer(facts: &OfferFacts) -> String {
         out.push_str("\r\n");
         transport_lines(&mut out, facts, mid);
         let ext = &facts.extensions;
-        for (id, uri) in
-            [(ext.mid, URI_MID), (ext.playout_delay, URI_PLAYOUT), (ext.capture_time, URI_CAPTURE)]
-        {
+        for (id, uri) in [
+            (ext.mid, URI_MID),
+            (ext.twcc, URI_TWCC),
+            (ext.playout_delay, URI_PLAYOUT),
+            (ext.capture_time, URI_CAPTURE),
+        ] {
             if let Some(id) = id {
                 let _ = write!(out, "a=extmap:{id} {uri}\r\n");
             }
@@ -75,7 +78,12 @@ fn transport_lines(out: &mut String, facts: &OfferFacts, mid: &str) {
 fn codec_lines(out: &mut String, codec: &OfferedH264) {
     let pt = codec.pt;
     let _ = write!(out, "a=rtpmap:{pt} H264/90000\r\n");
-    for (on, name) in [(codec.fir, "ccm fir"), (codec.nack, "nack"), (codec.pli, "nack pli")] {
+    for (on, name) in [
+        (codec.twcc, "transport-cc"),
+        (codec.fir, "ccm fir"),
+        (codec.nack, "nack"),
+        (codec.pli, "nack pli"),
+    ] {
         if on {
             let _ = write!(out, "a=rtcp-fb:{pt} {name}\r\n");
         }

@@ -20,6 +20,8 @@ pub(crate) struct OfferedH264 {
     pub(crate) nack: bool,
     pub(crate) pli: bool,
     pub(crate) fir: bool,
+    /// Feedback on every packet's arrival.
+    pub(crate) twcc: bool,
 }
 
 /// H.264 profiles as far as they matter for who decodes what (RFC 6184, table 5).
@@ -156,6 +158,7 @@ mod tests {
                     nack: true,
                     pli: true,
                     fir: true,
+                    twcc: true,
                 }
             })
             .collect()

@@ -4,8 +4,11 @@
 //! encoder is asked in `keyframe`. Invariants: a viewer is in the tables as a whole or not at all,
 //! and it has at most one timer.
 
+mod feedback;
 mod media;
 mod viewers;
+
+pub(crate) use media::Scratch;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -17,19 +20,20 @@ use fanlight_wire::input::MESSAGE_MAX;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use slab::Slab;
-use str0m::Event;
+use str0m::{Event, IceCreds};
 
 use crate::api::{
-    Answer, CoreConfig, DownReason, GoneReason, JoinRequest, KeyframeReason, LeaveReason, Output,
-    Role, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason,
+    LeaveReason, Output, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
 };
 use crate::counters::Counters;
 use crate::demux::{self, Demux};
-use crate::egress::RtpModePath;
 use crate::error::JoinError;
 use crate::frame::Frame;
+use crate::gcc::PacketResult;
 use crate::join::Shared;
 use crate::limits::Limits;
+use crate::sent::Found;
 use crate::stream::{Stream, Taken};
 use crate::viewer::{Fault, Viewer, parse_datagram};
 
@@ -44,18 +48,29 @@ enum Due {
     Stream(StreamKey),
 }
 
+/// A packet to be sent again.
+#[derive(Debug, Clone, Copy)]
+struct Repair {
+    viewer: usize,
+    /// Of the viewer: its slot may be another's by now.
+    serial: u64,
+    seq: u16,
+    found: Found,
+}
+
 /// All streams and viewers of one shard. See the crate's documentation for the contract.
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
     candidates: Vec<SocketAddr>,
     shared: Shared,
-    path: RtpModePath,
     random: StdRng,
     /// Seeded by the system, for what must not be guessed.
     secrets: StdRng,
     /// The latest moment seen; inputs with an earlier one happen now.
     now: Instant,
+    start: Instant,
+    start_unix_us: u64,
     serial: u64,
     streams: AHashMap<StreamKey, Stream>,
     viewers: Slab<Viewer>,
@@ -65,8 +80,19 @@ pub struct Core {
     /// Viewers whose protocol state must be polled. A key may be stale; the viewer's flag decides.
     dirty: VecDeque<usize>,
     out: VecDeque<Output>,
+    /// Media work, in order of precedence: streams whose controllers are to be served, ...
+    lead: VecDeque<StreamKey>,
+    /// ... packets to be sent again (bounded by [`crate::limits::REPAIRS_MAX`]), ...
+    repairs: VecDeque<Repair>,
+    /// ... streams whose observers are to be served, ...
+    rest: VecDeque<StreamKey>,
+    /// ... and viewers whose pacing lets them go on, each once.
+    ready: VecDeque<usize>,
     /// Reused between calls.
-    turn: Vec<usize>,
+    paced: Vec<usize>,
+    scratch: Scratch,
+    opened: Vec<u8>,
+    arrived: Vec<PacketResult>,
     events: Vec<Event>,
     counters: Counters,
 }
@@ -77,15 +103,16 @@ impl Core {
     /// numbers); ICE credentials and keys come from the system.
     #[must_use]
     pub fn new(cfg: CoreConfig, now: Instant, seed: u64) -> Self {
-        let CoreConfig { candidates, limits, stats_interval } = cfg;
+        let CoreConfig { candidates, tcp_candidates, limits, start_unix_us } = cfg;
         Self {
-            shared: Shared::new(&candidates, stats_interval, limits.rtx_packets),
+            shared: Shared::new(&candidates, &tcp_candidates),
             limits,
             candidates,
-            path: RtpModePath,
             random: StdRng::seed_from_u64(seed),
             secrets: StdRng::from_os_rng(),
             now,
+            start: now,
+            start_unix_us,
             serial: 0,
             streams: AHashMap::new(),
             viewers: Slab::new(),
@@ -94,7 +121,14 @@ impl Core {
             timers: BTreeSet::new(),
             dirty: VecDeque::new(),
             out: VecDeque::new(),
-            turn: Vec::new(),
+            lead: VecDeque::new(),
+            repairs: VecDeque::new(),
+            rest: VecDeque::new(),
+            ready: VecDeque::new(),
+            paced: Vec::new(),
+            scratch: Scratch::default(),
+            opened: Vec::with_capacity(2_048),
+            arrived: Vec::with_capacity(256),
             events: Vec::new(),
             counters: Counters::default(),
         }
@@ -146,7 +180,7 @@ impl Core {
         }
     }
 
-    /// A picture arrived: cached, and given to every live viewer of the stream.
+    /// A picture arrived: it is cached, and its viewers are to be served by [`Core::poll_media`].
     pub fn frame(&mut self, now: Instant, stream: StreamKey, frame: Arc<Frame>) {
         self.advance(now);
         self.counters.frames_in += 1;
@@ -162,22 +196,25 @@ impl Core {
             self.restart_feeds(stream);
         }
         let Some(s) = self.streams.get_mut(&stream) else { return };
-        match s.take(&frame, &self.limits, &mut self.counters) {
+        match s.take(self.now, &frame, &self.limits, &mut self.counters) {
             Taken::Refused => self.counters.frames_refused += 1,
             Taken::Undecodable { first } => {
                 self.counters.frames_skipped += s.viewer_count() as u64;
                 if first {
                     for key in s.viewers() {
                         if let Some(viewer) = self.viewers.get_mut(key) {
-                            viewer.feed.wait_key(false);
+                            viewer.hot.feed.wait_key(false);
                         }
                     }
                     self.need_keyframe(stream, KeyframeReason::Gap);
                 }
             }
-            Taken::Forward { resized } => {
-                self.fan_out(stream, &frame);
+            Taken::Forward { resized, overflowed } => {
+                self.begin_pass(stream);
                 self.arm_stream(stream);
+                if overflowed {
+                    self.need_keyframe(stream, KeyframeReason::Cache);
+                }
                 if resized {
                     self.tell_session(stream);
                 }
@@ -230,6 +267,10 @@ impl Core {
             return;
         }
         viewer.role = role;
+        viewer.hot.controller = role == Role::Controller;
+        if let Some(media) = &mut viewer.hot.media {
+            media.set_role(role);
+        }
         let stream = viewer.stream;
         if let Some(known) = self.streams.get_mut(&stream) {
             known.remove(key);
@@ -241,9 +282,31 @@ impl Core {
         self.send_session(key);
     }
 
+    /// A viewer asks to be reached in another way (RFC 8445, 9): new credentials for checks, its own
+    /// and ours. What flows goes on until its checks have chosen a path. `None`: no such session.
+    pub fn restart_ice(
+        &mut self,
+        now: Instant,
+        session: SessionId,
+        remote: IceCredentials,
+    ) -> Option<IceCredentials> {
+        self.advance(now);
+        let key = self.sessions.get(&session).copied()?;
+        let local = self.demux.fresh_credentials(&mut self.secrets);
+        let viewer = self.viewers.get_mut(key).filter(|v| v.state != ViewerState::Closing)?;
+        let remote = IceCreds { ufrag: remote.ufrag, pass: remote.pwd };
+        if let Err(fault) = viewer.restart_ice(local.clone(), remote) {
+            self.fail(key, fault);
+            return None;
+        }
+        self.demux.rename(key, &mut viewer.entries, &local.ufrag);
+        self.counters.ice_restarts += 1;
+        Some(IceCredentials { ufrag: local.ufrag, pwd: local.pass })
+    }
+
     /// A datagram arrived on the shard's socket. `to` may be any local address: one that is not a
     /// configured candidate (wildcard bind, NAT) is replaced by the first of the same family.
-    pub fn datagram(&mut self, now: Instant, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+    pub fn datagram(&mut self, now: Instant, from: Route, to: SocketAddr, bytes: &[u8]) {
         self.advance(now);
         self.counters.datagrams_in += 1;
         let Some(kind) = demux::kind(bytes) else {
@@ -260,12 +323,29 @@ impl Core {
             self.counters.datagrams_unknown += 1;
             return;
         };
+        if kind == demux::Kind::Media {
+            return self.media_datagram(key, bytes);
+        }
+        let proved = known == Some(key);
+        let budgets = &mut viewer.budgets;
+        if !proved && !budgets.strangers.take(self.now, 1) {
+            self.counters.stun_denied_rate += 1;
+            return;
+        }
+        if proved && !budgets.protocol.take(self.now, 1) {
+            self.counters.protocol_denied_rate += 1;
+            return;
+        }
         let to = local_address(&self.candidates, to);
         let Some(receive) = parse_datagram(from, to, bytes) else {
             self.counters.datagrams_malformed += 1;
             return;
         };
-        if kind == demux::Kind::Stun && known != Some(key) {
+        if kind == demux::Kind::Stun && !proved {
+            if !Demux::may_learn(&viewer.entries) {
+                self.counters.candidates_refused += 1;
+                return;
+            }
             // The message is parsed twice on this path only: once per new address.
             let check = parse_datagram(from, to, bytes);
             match check.map(|check| viewer.accepts(self.now, check)) {
@@ -313,6 +393,15 @@ impl Core {
 
     fn advance(&mut self, now: Instant) {
         self.now = self.now.max(now);
+    }
+
+    fn since_start_us(&self) -> u64 {
+        let passed = self.now.saturating_duration_since(self.start);
+        u64::try_from(passed.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn unix_us(&self) -> u64 {
+        self.start_unix_us.saturating_add(self.since_start_us())
     }
 }
 
@@ -387,6 +476,8 @@ impl Core {
             + subscribed
             + self.dirty.len()
             + self.out.len()
+            + self.repairs.len()
+            + self.ready.len()
     }
 }
 
@@ -396,4 +487,10 @@ fn local_address(candidates: &[SocketAddr], to: SocketAddr) -> SocketAddr {
         return to;
     }
     candidates.iter().find(|c| c.is_ipv4() == to.is_ipv4()).copied().unwrap_or(to)
+}
+
+/// The candidate from which a viewer at `to` is spoken to.
+fn local_for(candidates: &[SocketAddr], to: Route) -> SocketAddr {
+    let found = candidates.iter().find(|c| c.is_ipv4() == to.addr.is_ipv4());
+    found.or_else(|| candidates.first()).copied().unwrap_or(to.addr)
 }

@@ -5,15 +5,14 @@
 //! Invariant: an address is learnt only from a STUN request whose integrity was verified, and a
 //! viewer has at most [`ADDRESSES_PER_VIEWER_MAX`] of them.
 
-use std::net::SocketAddr;
-
 use ahash::AHashMap;
 use rand::Rng;
 use rand::distr::Alphanumeric;
 use smallvec::SmallVec;
 use str0m::IceCreds;
 
-use crate::limits::ADDRESSES_PER_VIEWER_MAX;
+use crate::api::Route;
+use crate::limits::{ADDRESSES_PER_VIEWER_MAX, REMOTE_CANDIDATES_MAX};
 
 /// What a datagram is, by its first byte (RFC 7983).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +35,7 @@ pub(crate) fn kind(bytes: &[u8]) -> Option<Kind> {
 /// The tables. Values are keys of the viewer table.
 #[derive(Debug, Default)]
 pub(crate) struct Demux {
-    by_address: AHashMap<SocketAddr, usize>,
+    by_address: AHashMap<Route, usize>,
     by_ufrag: AHashMap<Box<str>, usize>,
 }
 
@@ -44,7 +43,9 @@ pub(crate) struct Demux {
 #[derive(Debug)]
 pub(crate) struct Entries {
     ufrag: Box<str>,
-    addresses: SmallVec<[SocketAddr; 2]>,
+    addresses: SmallVec<[Route; 2]>,
+    /// Addresses ever learnt.
+    learnt: usize,
 }
 
 impl Demux {
@@ -64,7 +65,7 @@ impl Demux {
 
     pub(crate) fn insert(&mut self, viewer: usize, ufrag: &str) -> Entries {
         self.by_ufrag.insert(ufrag.into(), viewer);
-        Entries { ufrag: ufrag.into(), addresses: SmallVec::new() }
+        Entries { ufrag: ufrag.into(), addresses: SmallVec::new(), learnt: 0 }
     }
 
     pub(crate) fn remove(&mut self, entries: &Entries) {
@@ -78,7 +79,7 @@ impl Demux {
     }
 
     /// The viewer that speaks from this address.
-    pub(crate) fn by_address(&self, from: SocketAddr) -> Option<usize> {
+    pub(crate) fn by_address(&self, from: Route) -> Option<usize> {
         self.by_address.get(&from).copied()
     }
 
@@ -88,11 +89,12 @@ impl Demux {
     }
 
     /// The viewer proved that it is at this address.
-    pub(crate) fn learn(&mut self, viewer: usize, entries: &mut Entries, from: SocketAddr) {
+    pub(crate) fn learn(&mut self, viewer: usize, entries: &mut Entries, from: Route) {
         self.by_address.insert(from, viewer);
         if entries.addresses.contains(&from) {
             return;
         }
+        entries.learnt += 1;
         if entries.addresses.len() == ADDRESSES_PER_VIEWER_MAX {
             let oldest = entries.addresses.remove(0);
             if self.by_address.get(&oldest) == Some(&viewer) {
@@ -100,6 +102,18 @@ impl Demux {
             }
         }
         entries.addresses.push(from);
+    }
+
+    /// Whether a viewer may prove another address.
+    pub(crate) fn may_learn(entries: &Entries) -> bool {
+        entries.learnt < REMOTE_CANDIDATES_MAX
+    }
+
+    /// Gives a viewer another user fragment in place of its own.
+    pub(crate) fn rename(&mut self, viewer: usize, entries: &mut Entries, ufrag: &str) {
+        self.by_ufrag.remove(&entries.ufrag);
+        self.by_ufrag.insert(ufrag.into(), viewer);
+        entries.ufrag = ufrag.into();
     }
 
     /// Entries in both tables.
@@ -126,6 +140,10 @@ fn stun_local_ufrag(bytes: &[u8]) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn at(port: u16) -> Route {
+        Route::udp(([127, 0, 0, 1], port).into())
+    }
 
     fn stun(username: &str) -> Vec<u8> {
         let mut bytes = vec![0, 1, 0, 0];
@@ -156,16 +174,18 @@ mod tests {
     fn a_viewer_has_a_bounded_number_of_addresses() {
         let mut demux = Demux::default();
         let mut entries = demux.insert(1, "a");
+        assert!(Demux::may_learn(&entries));
         for port in 1..=100 {
-            demux.learn(1, &mut entries, SocketAddr::from(([127, 0, 0, 1], port)));
+            demux.learn(1, &mut entries, at(port));
         }
+        assert!(!Demux::may_learn(&entries), "the library would keep each");
         assert_eq!(demux.len(), 1 + ADDRESSES_PER_VIEWER_MAX);
-        assert_eq!(demux.by_address(SocketAddr::from(([127, 0, 0, 1], 100))), Some(1));
+        assert_eq!(demux.by_address(at(100)), Some(1));
         // A later viewer behind the same address keeps it when the first one goes.
         let mut other = demux.insert(2, "b");
-        demux.learn(2, &mut other, SocketAddr::from(([127, 0, 0, 1], 100)));
+        demux.learn(2, &mut other, at(100));
         demux.remove(&entries);
-        assert_eq!(demux.by_address(SocketAddr::from(([127, 0, 0, 1], 100))), Some(2));
+        assert_eq!(demux.by_address(at(100)), Some(2));
         demux.remove(&other);
         assert_eq!(demux.len(), 0);
     }

@@ -6,6 +6,7 @@
 //! side made it, so that one copy serves everyone.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use fanlight_wire::h264::SpsFacts;
 
@@ -16,6 +17,8 @@ pub struct Frame {
     pub epoch: u64,
     /// Consecutive per stream and epoch; a hole means that the source or the hop lost a frame.
     pub index: u64,
+    /// When it was complete in this router.
+    pub arrived: Instant,
     /// The source's 90 kHz time stamp.
     pub rtp_time: u32,
     /// When the picture was captured, in microseconds of the Unix epoch.

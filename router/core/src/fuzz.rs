@@ -7,20 +7,16 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::counters::Counters;
 use crate::input::{Inputs, Standing};
 use crate::limits::{HELD_POINTERS_MAX, Limits, OFFER_BYTES_MAX};
-use crate::world::{SERVER, STREAM, Source, World};
+use crate::world::{SERVER, STREAM, Source, World, epoch};
 use crate::{
-    Core, CoreConfig, JoinError, JoinRequest, Role, SessionId, SpsFacts, StreamInfo, parse_offer,
+    Core, CoreConfig, JoinError, JoinRequest, Role, Route, SessionId, SpsFacts, StreamInfo,
+    parse_offer,
 };
-
-fn epoch() -> Instant {
-    #[allow(clippy::disallowed_methods, reason = "the epoch of the test's own clock")]
-    Instant::now()
-}
 
 /// An offer: read, and answered if it can be. A refused one leaves nothing behind, an answered one
 /// has as many sections as the offer.
@@ -96,7 +92,7 @@ pub fn datagram(mut bytes: &[u8]) {
                 0 => "203.0.113.9:999".parse().unwrap(),
                 _ => world.clients[0].address,
             };
-            world.core.datagram(world.now, from, SERVER.parse().unwrap(), datagram);
+            world.core.datagram(world.now, Route::udp(from), SERVER.parse().unwrap(), datagram);
             world.drain_core();
         }
         let frame = here.source.next(false);
@@ -166,6 +162,7 @@ pub fn codec(bytes: &[u8]) {
             level_asymmetry: true,
             nack: true,
             pli: true,
+            twcc: true,
             fir: true,
         })
         .collect();

@@ -7,21 +7,23 @@
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use fanlight_rtc::keys::{self, Decoy, KeySlot};
 use fanlight_wire::h264::SpsFacts;
 use str0m::change::SdpOffer;
 use str0m::config::DtlsCert;
 use str0m::crypto::CryptoProvider;
 use str0m::media::{Mid, Pt};
+use str0m::net::TcpType;
 use str0m::rtp::{Extension, ExtensionMap};
 use str0m::{Candidate, IceCreds, Rtc, RtcConfig};
 
 use crate::answer;
 use crate::canonical;
 use crate::codec::{self, OfferedH264};
-use crate::egress::Terms;
 use crate::error::JoinError;
+use crate::header::Terms;
 use crate::limits::OFFER_BYTES_MAX;
 use crate::sdp::{self, OfferFacts, Plan};
 
@@ -37,6 +39,12 @@ impl ParsedOffer {
     #[must_use]
     pub fn offered_video(&self) -> &[String] {
         &self.facts.offered
+    }
+
+    /// The client's ICE user fragment.
+    #[must_use]
+    pub fn ice_ufrag(&self) -> &str {
+        &self.facts.ufrag
     }
 
     /// Whether the offer asks for data channels.
@@ -75,8 +83,6 @@ pub(crate) struct Shared {
     crypto: Arc<CryptoProvider>,
     certificate: Option<DtlsCert>,
     candidates: Vec<Candidate>,
-    stats_interval: Option<Duration>,
-    rtx_packets: usize,
 }
 
 impl std::fmt::Debug for Shared {
@@ -87,17 +93,14 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     /// One certificate for all viewers of a core: making one per viewer costs 0.07 ms each.
-    pub(crate) fn new(
-        candidates: &[SocketAddr],
-        stats_interval: Option<Duration>,
-        rtx_packets: usize,
-    ) -> Self {
-        let crypto = Arc::new(str0m::crypto::from_feature_flags());
+    pub(crate) fn new(candidates: &[SocketAddr], tcp_candidates: &[SocketAddr]) -> Self {
+        let crypto = keys::crypto();
         let certificate = crypto.dtls_provider.generate_certificate();
         // An address that cannot be a candidate (unspecified, multicast) is left out.
+        let tcp = tcp_candidates.iter().filter_map(|a| tcp_candidate(*a));
         let candidates =
-            candidates.iter().filter_map(|a| Candidate::host(*a, "udp").ok()).collect();
-        Self { crypto, certificate, candidates, stats_interval, rtx_packets }
+            candidates.iter().filter_map(|a| Candidate::host(*a, "udp").ok()).chain(tcp).collect();
+        Self { crypto, certificate, candidates }
     }
 }
 
@@ -108,6 +111,8 @@ pub(crate) struct Accepted {
     /// The local ICE user fragment, by which the first datagrams find the viewer.
     pub(crate) ufrag: String,
     pub(crate) terms: Terms,
+    /// Where the media keys will be once DTLS agreed on them.
+    pub(crate) keys: KeySlot,
     pub(crate) profile_level_id: [u8; 3],
 }
 
@@ -140,7 +145,10 @@ fn build(
 ) -> Result<Accepted, JoinError> {
     let ufrag = credentials.ufrag.clone();
     let config = configure(shared, facts, chosen).set_local_ice_credentials(credentials);
-    let mut rtc = config.build(now);
+    // The library is given other keys than ours, so that whatever it might still send as media can
+    // never be sealed under the same key and nonce.
+    let slot = KeySlot::new(Decoy::Yes);
+    let mut rtc = keys::with_slot(&slot, || config.build(now));
     for candidate in &shared.candidates {
         rtc.add_local_candidate(candidate.clone());
     }
@@ -154,28 +162,39 @@ fn build(
     let mid = Mid::from(canonical::library_mid(video).0);
     let pt = Pt::from(chosen.pt);
     let agreed = rtc.media(mid).is_some_and(|m| m.remote_pts().contains(&pt));
-    let ssrc = rtc.direct_api().stream_tx_by_mid(mid, None).map(|tx| {
-        // Above the cap, queued resends are dropped: a viewer may cost at most half as much again
-        // in repairs as in media.
-        tx.set_rtx_cache(shared.rtx_packets, Duration::from_secs(2), Some(0.33));
-        tx.ssrc()
-    });
-    let (true, Some(ssrc)) = (agreed, ssrc) else {
+    let sources = rtc
+        .direct_api()
+        .stream_tx_by_mid(mid, None)
+        .map(|tx| (*tx.ssrc(), tx.rtx().map(|ssrc| *ssrc)));
+    let (true, Some((ssrc, repair))) = (agreed, sources) else {
         return Err(JoinError::BadOffer("its video cannot be sent to".into()));
     };
+    let library_answer = library_answer.to_sdp_string();
+    let offered = &facts.extensions;
+    let (mid, mid_survives) = canonical::library_mid(video);
+    let terms = Terms {
+        pt: chosen.pt,
+        ssrc,
+        rtx: chosen.rtx.filter(|_| chosen.nack).zip(repair),
+        twcc: offered.twcc.filter(|_| chosen.twcc),
+        playout_delay: offered.playout_delay,
+        capture_time: offered.capture_time,
+        mid: offered.mid.filter(|_| mid_survives).map(|id| (id, mid.as_bytes().into())),
+        cname: answer::cname(&library_answer).into(),
+    };
     Ok(Accepted {
-        answer: answer::assemble(&library_answer.to_sdp_string(), facts),
+        answer: answer::assemble(&library_answer, facts),
         ufrag,
-        terms: Terms {
-            pt,
-            ssrc,
-            nackable: chosen.rtx.is_some() && chosen.nack,
-            playout_delay: facts.extensions.playout_delay.is_some(),
-            capture_time: facts.extensions.capture_time.is_some(),
-        },
+        terms,
+        keys: slot,
         profile_level_id: chosen.id,
         rtc,
     })
+}
+
+/// A candidate that is connected to, never from (RFC 6544).
+fn tcp_candidate(address: SocketAddr) -> Option<Candidate> {
+    Candidate::builder().tcp().host(address).tcptype(TcpType::Passive).build().ok()
 }
 
 /// The configuration of one viewer's protocol state. Only the chosen format is registered, so
@@ -186,6 +205,7 @@ fn configure(shared: &Shared, facts: &OfferFacts, chosen: &OfferedH264) -> RtcCo
     let mid_survives = facts.section(Plan::Video).is_some_and(|s| canonical::library_mid(s).1);
     for (id, extension) in [
         (offered.mid.filter(|_| mid_survives), Extension::RtpMid),
+        (offered.twcc.filter(|_| chosen.twcc), Extension::TransportSequenceNumber),
         (offered.playout_delay, Extension::PlayoutDelay),
         (offered.capture_time, Extension::AbsoluteCaptureTime),
     ] {
@@ -198,9 +218,7 @@ fn configure(shared: &Shared, facts: &OfferFacts, chosen: &OfferedH264) -> RtcCo
         .set_ice_lite(true)
         .set_rtp_mode(true)
         .clear_codecs()
-        .set_extension_map(extensions)
-        .set_stats_interval(shared.stats_interval)
-        .set_rtcp_report_interval_video(Duration::from_secs(1));
+        .set_extension_map(extensions);
     if let Some(certificate) = &shared.certificate {
         config = config.set_dtls_cert(certificate.clone());
     }
@@ -220,8 +238,7 @@ fn configure(shared: &Shared, facts: &OfferFacts, chosen: &OfferedH264) -> RtcCo
         },
     );
     for params in codecs.iter_mut() {
-        // There is no estimator here yet, and feedback that nobody reads costs 2.8 us a piece.
-        params.set_fb_transport_cc(false);
+        params.set_fb_transport_cc(chosen.twcc && facts.extensions.twcc.is_some());
         params.set_fb_remb(false);
         params.set_fb_nack(chosen.nack);
         params.set_fb_pli(chosen.pli);

@@ -58,6 +58,7 @@
 mod answer;
 mod api;
 mod batch;
+mod budget;
 mod canonical;
 mod codec;
 mod core;
@@ -66,22 +67,27 @@ mod demux;
 mod egress;
 mod error;
 mod feed;
+mod feedback;
 mod frame;
 mod gcc;
-mod gop;
+mod header;
+mod history;
 mod input;
 mod join;
 mod keyframe;
 pub mod limits;
 mod pressure;
+mod report;
 mod rewrite;
 mod sdp;
+mod sent;
 mod stream;
 mod viewer;
 
 pub use api::{
-    Answer, CoreConfig, DownReason, GoneReason, JoinRequest, KeyframeReason, LeaveReason, Output,
-    Proto, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason,
+    LeaveReason, Output, Proto, Role, Route, SessionId, Share, StreamInfo, StreamKey, ViewerState,
+    ViewerStats,
 };
 pub use batch::{Batch, Run};
 pub use core::Core;

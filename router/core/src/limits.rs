@@ -38,6 +38,48 @@ pub const HELD_KEYS_MAX: usize = 16;
 /// Data channels that a viewer may open; the player opens two. One more ends the viewer.
 pub const CHANNELS_PER_VIEWER_MAX: usize = 8;
 
+/// Pictures that a viewer may be behind its stream because the shard did not get round to it: a
+/// quarter of a second at 60 per second. One more moves it on to the newest keyframe.
+pub const LAG_FRAMES_MAX: u64 = 16;
+
+/// Largest group of pictures that answers a keyframe request of a viewer that has been watching for a
+/// while: a tenth of a second of 20 Mbit/s. A larger one would cost the viewer's path more than a
+/// keyframe.
+pub const REPLAY_FOR_PLI_BYTES_MAX: usize = 256 * 1024;
+
+/// Arrival times read of one feedback packet: a quarter of a second at 8,000 packets a second. The
+/// rest is ignored.
+pub const ARRIVALS_PER_FEEDBACK_MAX: usize = 2_048;
+
+/// Viewers that wait for packets to be sent again, over all viewers of a core. Beyond it a request
+/// is refused and counted; its viewer asks again.
+pub const REPAIRS_MAX: usize = 4_096;
+
+/// Packets of which one viewer may ask for a repair: per second, and at once. One frame's worth of
+/// a request names at most a few hundred. Beyond it requests are refused and counted.
+pub const REPAIR_REQUESTS: (u32, u32) = (2_000, 600);
+
+/// Bytes of repairs for one viewer: per second, and at once. A third of a stream of 4 Mbit/s, and a
+/// keyframe. Beyond it requests are refused and counted.
+pub const REPAIR_BYTES: (u32, u32) = (170_000, 200_000);
+
+/// RTCP datagrams that one viewer may send: per second, and at once. A browser sends about 25.
+/// Beyond it they are dropped before they are decrypted.
+pub const RTCP_DATAGRAMS: (u32, u32) = (250, 100);
+
+/// STUN datagrams handled for one viewer from addresses that it has not proved: per second, and at
+/// once. A browser that connects sends about ten from each. Beyond it they are dropped unread, so
+/// that checking forged credentials costs little.
+pub const STUN_STRANGERS: (u32, u32) = (50, 50);
+
+/// Other datagrams (DTLS, STUN from proved addresses) handled for one viewer: per second, and at
+/// once. A controller's input is 240 a second, plus acknowledgements.
+pub const PROTOCOL_DATAGRAMS: (u32, u32) = (2_000, 1_000);
+
+/// Remote addresses that one viewer may ever prove. The protocol library keeps each: one more is
+/// refused and counted.
+pub const REMOTE_CANDIDATES_MAX: usize = 50;
+
 /// Bounds that depend on the machine or the service.
 #[derive(Debug, Clone)]
 pub struct Limits {
@@ -72,8 +114,6 @@ pub struct Limits {
     /// pictures at 2.5 Mbit/s (570 packets) is out after 50 ms and fits a browser's socket buffer
     /// all along.
     pub pace_tick: Duration,
-    /// Packets kept per viewer for retransmission. 512 is two seconds at 2.5 Mbit/s.
-    pub rtx_packets: usize,
 }
 
 impl Default for Limits {
@@ -91,7 +131,6 @@ impl Default for Limits {
             input_burst: 240,
             pace_packets: 48,
             pace_tick: Duration::from_millis(4),
-            rtx_packets: 512,
         }
     }
 }

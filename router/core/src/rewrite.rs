@@ -40,11 +40,14 @@ impl Rewriter {
         }
     }
 
-    /// The first of the next `count` sequence numbers, with its roll-over count in the upper bits.
-    pub(crate) fn take_seqs(&mut self, count: usize) -> u64 {
-        let seq = self.next_seq;
+    /// The next sequence number, with its roll-over count in the upper bits.
+    pub(crate) const fn next_index(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// As many were used.
+    pub(crate) fn advance(&mut self, count: usize) {
         self.next_seq += count as u64;
-        seq
     }
 
     /// Begins a replay of `count` pictures of which the newest has the source time `newest`.
@@ -116,7 +119,7 @@ mod tests {
     #[test]
     fn the_first_sequence_number_leaves_room_before_the_roll_over() {
         for random in [0, 1, 0xffff, u64::MAX, 0x8000] {
-            assert!(Rewriter::new(random).take_seqs(1) < 1 << 15);
+            assert!(Rewriter::new(random).next_index() < 1 << 15);
         }
     }
 

@@ -13,6 +13,8 @@ use crate::limits::{OFFER_CODECS_MAX, OFFER_SECTIONS_MAX};
 
 pub(crate) const URI_MID: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 pub(crate) const URI_PLAYOUT: &str = "http://www.webrtc.org/experiments/rtp-hdrext/playout-delay";
+pub(crate) const URI_TWCC: &str =
+    "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01";
 pub(crate) const URI_CAPTURE: &str =
     "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time";
 
@@ -52,6 +54,8 @@ pub(crate) struct Section {
 pub(crate) struct Extensions {
     /// Media identification.
     pub(crate) mid: Option<u8>,
+    /// Transport-wide sequence number.
+    pub(crate) twcc: Option<u8>,
     /// Playout delay.
     pub(crate) playout_delay: Option<u8>,
     /// Absolute capture time.
@@ -354,6 +358,7 @@ fn read_codecs(raw: &Raw<'_>) -> Result<(Vec<OfferedH264>, Vec<String>), JoinErr
                 nack: feedback(raw, pt, "nack"),
                 pli: feedback(raw, pt, "nack pli"),
                 fir: feedback(raw, pt, "ccm fir"),
+                twcc: feedback(raw, pt, "transport-cc"),
             });
         }
     }
@@ -419,6 +424,7 @@ fn read_extensions(raw: &Raw<'_>) -> Extensions {
         }
         let slot = match uri.split_ascii_whitespace().next() {
             Some(URI_MID) => &mut found.mid,
+            Some(URI_TWCC) => &mut found.twcc,
             Some(URI_PLAYOUT) => &mut found.playout_delay,
             Some(URI_CAPTURE) => &mut found.capture_time,
             _ => continue,

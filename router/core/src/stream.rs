@@ -4,16 +4,17 @@
 //! seen; after a hole nothing is taken until the next keyframe, because nothing would decode.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fanlight_wire::h264::SpsFacts;
 
 use crate::api::{Role, StreamInfo};
 use crate::counters::Counters;
 use crate::frame::Frame;
-use crate::gop::Gop;
+use crate::history::History;
 use crate::keyframe::Merger;
 use crate::limits::{Limits, PAYLOAD_BYTES_MAX, PAYLOADS_PER_FRAME_MAX};
+use crate::pressure::Rates;
 
 /// What became of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +30,50 @@ pub(crate) enum Taken {
     Forward {
         /// Whether viewers must be told the new size.
         resized: bool,
+        /// The group of pictures reached its bound just now: joiners would wait.
+        overflowed: bool,
     },
+}
+
+/// One round over the observers.
+#[derive(Debug, Clone, Copy, Default)]
+struct Pass {
+    /// How many had their turn.
+    at: usize,
+    /// Another round is needed after it.
+    again: bool,
+}
+
+/// Measures what the stream costs, over windows of a second.
+#[derive(Debug, Default)]
+struct Meter {
+    rates: Rates,
+    since: Option<Instant>,
+    bytes: u64,
+    reference_bytes: u64,
+}
+
+impl Meter {
+    const WINDOW: Duration = Duration::from_secs(1);
+    /// Header, tag and UDP/IP of one packet.
+    const OVERHEAD_BYTES: u64 = 28 + 16 + 28;
+
+    fn count(&mut self, now: Instant, frame: &Frame) {
+        let since = *self.since.get_or_insert(now);
+        let passed = now.saturating_duration_since(since);
+        if passed >= Self::WINDOW {
+            let us = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX).max(1);
+            let bps = |bytes: u64| bytes.saturating_mul(8_000_000) / us;
+            self.rates =
+                Rates { full_bps: bps(self.bytes), reference_bps: bps(self.reference_bytes) };
+            *self = Self { rates: self.rates, since: Some(now), ..Self::default() };
+        }
+        let bytes = frame.size() as u64 + frame.payloads.len() as u64 * Self::OVERHEAD_BYTES;
+        self.bytes += bytes;
+        if !frame.discardable {
+            self.reference_bytes += bytes;
+        }
+    }
 }
 
 /// A stream.
@@ -41,7 +85,11 @@ pub(crate) struct Stream {
     pub(crate) live: bool,
     pub(crate) rotation: u8,
     pub(crate) params: Option<Arc<SpsFacts>>,
-    pub(crate) gop: Gop,
+    pub(crate) history: History,
+    meter: Meter,
+    /// The stream waits to have its controllers served.
+    pub(crate) leading: bool,
+    pass: Option<Pass>,
     pub(crate) keyframes: Merger,
     /// The moment for which the merger's timer is set.
     pub(crate) timer: Option<Instant>,
@@ -65,7 +113,10 @@ impl Stream {
             live: true,
             rotation: info.rotation,
             params: info.params,
-            gop: Gop::default(),
+            history: History::default(),
+            meter: Meter::default(),
+            leading: false,
+            pass: None,
             keyframes: Merger::default(),
             timer: None,
             next_index: None,
@@ -106,7 +157,7 @@ impl Stream {
     }
 
     fn restart(&mut self) {
-        self.gop.clear();
+        self.history.close_group();
         self.next_index = None;
         self.decodable = false;
         self.told = false;
@@ -115,6 +166,7 @@ impl Stream {
     /// Takes a frame in. The caller has seen to it that its epoch is the stream's.
     pub(crate) fn take(
         &mut self,
+        now: Instant,
         frame: &Arc<Frame>,
         limits: &Limits,
         counters: &mut Counters,
@@ -131,17 +183,17 @@ impl Stream {
         }
         self.decodable = frame.key || (self.decodable && !hole);
         if !self.decodable {
-            self.gop.clear();
+            self.history.close_group();
             return Taken::Undecodable { first: !std::mem::replace(&mut self.told, true) };
         }
         self.told = false;
-        if !self.gop.push(frame, limits.gop_frames_max, limits.gop_bytes_max) {
-            counters.gop_overflows += 1;
-        }
+        let whole = self.history.push(frame, limits.gop_frames_max, limits.gop_bytes_max);
+        counters.gop_overflows += u64::from(!whole);
+        self.meter.count(now, frame);
         if frame.key {
             self.keyframes.met();
         }
-        Taken::Forward { resized: self.note_params(frame) }
+        Taken::Forward { resized: self.note_params(frame), overflowed: !whole }
     }
 
     fn note_params(&mut self, frame: &Frame) -> bool {
@@ -152,13 +204,51 @@ impl Stream {
         resized
     }
 
-    /// Viewers in the order in which this frame serves them: controllers, then observers, from
-    /// another one each time.
-    pub(crate) fn in_turn(&mut self) -> impl Iterator<Item = usize> + '_ {
+    /// What the stream costs its viewers lately.
+    pub(crate) fn rates(&self) -> Rates {
+        self.meter.rates
+    }
+
+    /// A frame came: its observers are to be served, from another one each time, so that nobody is
+    /// always last. `true`: a pass begins; `false`: one is under way and will be repeated.
+    pub(crate) fn begin_pass(&mut self) -> bool {
+        if let Some(pass) = &mut self.pass {
+            pass.again = true;
+            return false;
+        }
+        self.pass = Some(Pass::default());
+        self.turn =
+            if self.observers.is_empty() { 0 } else { (self.turn + 1) % self.observers.len() };
+        true
+    }
+
+    /// The observer whose turn it is.
+    pub(crate) fn next_in_pass(&self) -> Option<usize> {
+        let at = self.pass?.at;
         let count = self.observers.len();
-        self.turn = if count == 0 { 0 } else { (self.turn + 1) % count };
-        let (before, after) = self.observers.split_at(self.turn);
-        self.controllers.iter().chain(after).chain(before).copied()
+        if at >= count {
+            return None;
+        }
+        let place = self.turn + at;
+        self.observers.get(if place < count { place } else { place - count }).copied()
+    }
+
+    /// It was served.
+    pub(crate) fn served_in_pass(&mut self) {
+        if let Some(pass) = &mut self.pass {
+            pass.at += 1;
+        }
+    }
+
+    /// Whether everyone had their turn.
+    pub(crate) fn pass_is_over(&self) -> bool {
+        self.pass.is_none_or(|pass| pass.at >= self.observers.len())
+    }
+
+    /// Ends the pass. `true`: another begins, because a frame came meanwhile or the viewers changed.
+    pub(crate) fn end_pass(&mut self) -> bool {
+        let again = self.pass.take().is_some_and(|pass| pass.again);
+        again && self.begin_pass()
     }
 
     pub(crate) fn viewers(&self) -> impl Iterator<Item = usize> + '_ {
@@ -184,6 +274,10 @@ impl Stream {
         for list in [&mut self.controllers, &mut self.observers] {
             if let Some(at) = list.iter().position(|v| *v == viewer) {
                 list.swap_remove(at);
+                // Somebody changed places, perhaps from before the pass to behind it.
+                if let Some(pass) = &mut self.pass {
+                    pass.again = true;
+                }
             }
         }
     }

@@ -3,20 +3,31 @@
 //! Not the tables it stands in (`core`). Invariant: every call into the protocol library goes
 //! through [`Viewer::guard`], so that whatever a viewer's bytes do to it stays with that viewer.
 
-use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fanlight_rtc::keys::KeySlot;
+use fanlight_rtc::srtp::Contexts;
 use str0m::channel::ChannelId;
 use str0m::net::{Protocol, Receive};
 use str0m::{Event, Input, Output as RtcOutput, Rtc};
 
-use crate::api::{GoneReason, Role, SessionId, StreamKey, ViewerState, ViewerStats};
+use crate::api::{
+    GoneReason, Proto, Role, Route, SessionId, Share, StreamKey, ViewerState, ViewerStats,
+};
+use crate::budget::Budget;
 use crate::demux::Entries;
-use crate::egress::{EgressPath, RtpModePath};
+use crate::egress::Media;
 use crate::feed::Feed;
+use crate::feedback::Reported;
+use crate::gcc::Estimator;
+use crate::header::Terms;
 use crate::input::Inputs;
+use crate::limits::{
+    PROTOCOL_DATAGRAMS, REPAIR_BYTES, REPAIR_REQUESTS, RTCP_DATAGRAMS, STUN_STRANGERS,
+};
+use crate::pressure::{Level, Pressure};
 
 /// Protocol timers further away than this are not set: the library says "never" with a moment a
 /// century away.
@@ -29,9 +40,49 @@ pub(crate) enum Fault {
     Error,
 }
 
+/// What a frame's way to one viewer touches, side by side in memory.
+#[derive(Debug)]
+pub(crate) struct Hot {
+    pub(crate) feed: Feed,
+    pub(crate) pressure: Pressure,
+    /// Where media goes; known once the viewer is connected.
+    pub(crate) route: Option<Route>,
+    /// Made when DTLS agreed on keys.
+    pub(crate) media: Option<Media>,
+    /// Whether it is served before others.
+    pub(crate) controller: bool,
+    pub(crate) frames_thinned: u64,
+    /// In the list of viewers whose pacing let them go on.
+    pub(crate) ready: bool,
+}
+
+/// What a viewer may cost; see [`crate::limits`].
+#[derive(Debug)]
+pub(crate) struct Budgets {
+    pub(crate) rtcp: Budget,
+    pub(crate) strangers: Budget,
+    pub(crate) protocol: Budget,
+    pub(crate) repair_requests: Budget,
+    pub(crate) repair_bytes: Budget,
+}
+
+impl Budgets {
+    fn new(now: Instant) -> Self {
+        let budget = |(per_second, burst)| Budget::new(now, per_second, burst);
+        Self {
+            rtcp: budget(RTCP_DATAGRAMS),
+            strangers: budget(STUN_STRANGERS),
+            protocol: budget(PROTOCOL_DATAGRAMS),
+            repair_requests: budget(REPAIR_REQUESTS),
+            repair_bytes: budget(REPAIR_BYTES),
+        }
+    }
+}
+
 /// One viewer.
 #[derive(Debug)]
 pub(crate) struct Viewer {
+    pub(crate) hot: Hot,
     /// Distinguishes this viewer from an earlier one in the same slot.
     pub(crate) serial: u64,
     pub(crate) session: SessionId,
@@ -42,8 +93,12 @@ pub(crate) struct Viewer {
     /// Boxed: 10 kB that the viewer table should not move about when it grows.
     rtc: Box<Rtc>,
     pub(crate) entries: Entries,
-    pub(crate) egress: <RtpModePath as EgressPath>::Viewer,
-    pub(crate) feed: Feed,
+    /// What was agreed, until the media sender is made of it.
+    terms: Option<Terms>,
+    keys: KeySlot,
+    pub(crate) estimator: Estimator,
+    pub(crate) reported: Reported,
+    pub(crate) budgets: Budgets,
     pub(crate) inputs: Inputs,
     pub(crate) input_channel: Option<ChannelId>,
     pub(crate) moves_channel: Option<ChannelId>,
@@ -60,10 +115,10 @@ pub(crate) struct Viewer {
     rtc_timeout: Option<Instant>,
     /// The moment for which this viewer's timer is set.
     pub(crate) timer: Option<Instant>,
-    pub(crate) remote: Option<SocketAddr>,
+    pub(crate) remote: Option<Route>,
+    /// Where the protocol library sends to.
+    pub(crate) path: Option<Route>,
     pub(crate) keyframe_requests: u64,
-    pub(crate) rtt: Option<Duration>,
-    pub(crate) loss: Option<f32>,
 }
 
 /// What a new viewer is made of.
@@ -75,9 +130,11 @@ pub(crate) struct Parts {
     pub(crate) role: Role,
     pub(crate) rtc: Rtc,
     pub(crate) entries: Entries,
-    pub(crate) egress: <RtpModePath as EgressPath>::Viewer,
+    pub(crate) terms: Terms,
+    pub(crate) keys: KeySlot,
     pub(crate) feed: Feed,
     pub(crate) inputs: Inputs,
+    pub(crate) now: Instant,
     pub(crate) deadline: Instant,
     pub(crate) session_end: Option<Instant>,
 }
@@ -85,6 +142,15 @@ pub(crate) struct Parts {
 impl Viewer {
     pub(crate) fn new(parts: Parts) -> Self {
         Self {
+            hot: Hot {
+                feed: parts.feed,
+                pressure: Pressure::new(),
+                route: None,
+                media: None,
+                controller: parts.role == Role::Controller,
+                frames_thinned: 0,
+                ready: false,
+            },
             serial: parts.serial,
             session: parts.session,
             stream: parts.stream,
@@ -93,8 +159,11 @@ impl Viewer {
             state: ViewerState::Joining,
             rtc: Box::new(parts.rtc),
             entries: parts.entries,
-            egress: parts.egress,
-            feed: parts.feed,
+            terms: Some(parts.terms),
+            keys: parts.keys,
+            estimator: Estimator::new(),
+            reported: Reported::default(),
+            budgets: Budgets::new(parts.now),
             inputs: parts.inputs,
             input_channel: None,
             moves_channel: None,
@@ -107,9 +176,8 @@ impl Viewer {
             rtc_timeout: None,
             timer: None,
             remote: None,
+            path: None,
             keyframe_requests: 0,
-            rtt: None,
-            loss: None,
         }
     }
 
@@ -174,23 +242,34 @@ impl Viewer {
         Ok(())
     }
 
-    /// Sends packets of its feed that the pacing allows. Returns whether anything was sent.
-    pub(crate) fn pump(
-        &mut self,
-        now: Instant,
-        path: &RtpModePath,
-        limits: &crate::limits::Limits,
-    ) -> Result<bool, Fault> {
-        if self.state != ViewerState::Live {
-            return Ok(false);
+    /// Makes the media sender if DTLS has agreed on keys. `false`: it has not, or the keys cannot
+    /// be used.
+    pub(crate) fn take_keys(&mut self) -> bool {
+        if self.hot.media.is_some() {
+            return true;
         }
-        let Self { feed, egress, rtc, role, .. } = self;
-        let sent = catch_unwind(AssertUnwindSafe(|| {
-            let mut sent = false;
-            feed.pump(now, limits, |packets| sent |= path.send(egress, rtc, now, *role, packets));
-            sent
-        }));
-        sent.map_err(|_| Fault::Panic)
+        let Some(keying) = self.keys.take() else { return false };
+        let Ok(Contexts { rtp, rtcp, rtcp_in, .. }) = Contexts::derive(&keying) else {
+            return false;
+        };
+        let Some(terms) = self.terms.take() else { return false };
+        self.hot.media = Some(Media::new(terms, self.role, rtp, rtcp, rtcp_in));
+        true
+    }
+
+    /// Gives the viewer new ICE credentials, ours and its own: the old path works until checks with
+    /// the new ones choose another.
+    pub(crate) fn restart_ice(
+        &mut self,
+        local: str0m::IceCreds,
+        remote: str0m::IceCreds,
+    ) -> Result<(), Fault> {
+        self.guard(|rtc| {
+            let mut api = rtc.direct_api();
+            api.set_local_ice_credentials(local);
+            api.set_remote_ice_credentials(remote);
+            Ok(())
+        })
     }
 
     /// Writes a message to a channel. `Ok(false)`: there is no room, or no channel.
@@ -213,7 +292,7 @@ impl Viewer {
 
     /// The next moment at which something is due.
     pub(crate) fn next_wake(&self, limits: &crate::limits::Limits) -> Option<Instant> {
-        let feed = if self.state == ViewerState::Live { self.feed.wake(limits) } else { None };
+        let feed = if self.state == ViewerState::Live { self.hot.feed.wake(limits) } else { None };
         [self.rtc_timeout, self.deadline, self.session_end, feed, self.inputs.wake()]
             .into_iter()
             .flatten()
@@ -233,14 +312,20 @@ impl Viewer {
             role: self.role,
             state: self.state,
             remote: self.remote,
-            frames_sent: self.feed.frames_sent,
-            packets_sent: self.feed.packets_sent,
-            bytes_sent: self.feed.bytes_sent,
+            frames_sent: self.hot.feed.frames_sent,
+            packets_sent: self.hot.feed.packets_sent,
+            bytes_sent: self.hot.feed.bytes_sent,
             keyframe_requests: self.keyframe_requests,
             inputs: self.inputs.accepted,
             inputs_denied: self.inputs.denied,
-            rtt: self.rtt,
-            loss: self.loss,
+            rtt: self.reported.rtt,
+            loss: self.reported.loss,
+            jitter: self.reported.jitter,
+            estimate_bps: self.estimator.estimate_bps(),
+            share: share(self.hot.pressure.level()),
+            nacks: self.reported.nacks,
+            repairs: self.reported.repairs,
+            frames_thinned: self.hot.frames_thinned,
         }
     }
 }
@@ -253,14 +338,38 @@ impl Viewer {
     }
 }
 
+/// A level of thinning in the words of the core's border.
+fn share(level: Level) -> Share {
+    match level {
+        Level::Full => Share::Full,
+        Level::NoDisposable => Share::References,
+        Level::KeyframesOnly => Share::Keyframes,
+    }
+}
+
+/// The library's word for a way.
+fn protocol(proto: Proto) -> Protocol {
+    match proto {
+        Proto::Udp => Protocol::Udp,
+        Proto::Tcp => Protocol::Tcp,
+    }
+}
+
+/// Our word for the library's.
+pub(crate) fn proto(protocol: Protocol) -> Proto {
+    match protocol {
+        Protocol::Tcp | Protocol::SslTcp | Protocol::Tls => Proto::Tcp,
+        Protocol::Udp => Proto::Udp,
+    }
+}
+
 /// Reads a datagram as the protocol library does. `None`: it is malformed, or made the parser
 /// panic.
 pub(crate) fn parse_datagram(
-    from: SocketAddr,
-    to: SocketAddr,
+    from: Route,
+    to: std::net::SocketAddr,
     bytes: &[u8],
 ) -> Option<Receive<'_>> {
-    let parsed =
-        catch_unwind(AssertUnwindSafe(|| Receive::new(Protocol::Udp, from, to, bytes).ok()));
-    parsed.ok().flatten()
+    let read = || Receive::new(protocol(from.proto), from.addr, to, bytes).ok();
+    catch_unwind(AssertUnwindSafe(read)).ok().flatten()
 }

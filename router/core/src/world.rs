@@ -23,14 +23,20 @@ use str0m::rtp::{Extension, RtpPacket};
 use str0m::{Candidate, Event, Input, Output as RtcOutput, Rtc};
 
 use crate::{
-    Core, CoreConfig, Frame, GoneReason, JoinError, JoinRequest, KeyframeReason, Output, Role,
-    SessionId, SpsFacts, StreamInfo, StreamKey, parse_offer,
+    Batch, Core, CoreConfig, Frame, GoneReason, JoinError, JoinRequest, KeyframeReason, Output,
+    Role, Route, SessionId, SpsFacts, StreamInfo, StreamKey, parse_offer,
 };
 
 pub(crate) const SERVER: &str = "10.0.0.1:5000";
 
 /// The stream of most tests.
 pub(crate) const STREAM: StreamKey = StreamKey(1);
+
+/// A beginning of time.
+pub(crate) fn epoch() -> Instant {
+    #[allow(clippy::disallowed_methods, reason = "the epoch of the test's own clock")]
+    Instant::now()
+}
 
 /// What the network does to a datagram, in both directions.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +71,7 @@ pub(crate) struct World {
     pub(crate) keyframe_requests: Vec<(Duration, StreamKey, KeyframeReason)>,
     pub(crate) connected: Vec<SessionId>,
     pub(crate) gone: Vec<(SessionId, GoneReason)>,
+    batch: Batch,
     random: StdRng,
     flying: BTreeMap<(Instant, u64), Packet>,
     flown: u64,
@@ -94,8 +101,7 @@ impl World {
 
     /// A world whose core is configured by `change`, with [`STREAM`] up.
     pub(crate) fn with(change: impl FnOnce(&mut CoreConfig)) -> Self {
-        #[allow(clippy::disallowed_methods, reason = "the epoch of the test's own clock")]
-        let now = Instant::now();
+        let now = epoch();
         str0m::crypto::from_feature_flags().install_process_default();
         let mut config = CoreConfig::new(vec![SERVER.parse().unwrap()]);
         change(&mut config);
@@ -112,6 +118,7 @@ impl World {
             keyframe_requests: Vec::new(),
             connected: Vec::new(),
             gone: Vec::new(),
+            batch: Batch::new(16, 256 * 1024),
             random: StdRng::seed_from_u64(42),
             flying: BTreeMap::new(),
             flown: 0,
@@ -234,7 +241,7 @@ impl World {
             match entry.remove() {
                 Packet::ToServer(index, bytes) => {
                     let from = self.clients[index].address;
-                    self.core.datagram(self.now, from, SERVER.parse().unwrap(), &bytes);
+                    self.core.datagram(self.now, Route::udp(from), SERVER.parse().unwrap(), &bytes);
                     self.drain_core();
                 }
                 Packet::ToClient(index, bytes) => {
@@ -267,11 +274,33 @@ impl World {
     }
 
     pub(crate) fn drain_core(&mut self) {
+        let mut batch = std::mem::replace(&mut self.batch, Batch::new(0, 0));
+        loop {
+            self.drain_outputs();
+            if !self.core.poll_media(self.now, &mut batch) {
+                break;
+            }
+            for run in batch.runs() {
+                let datagrams = batch.bytes(run).chunks(run.segment);
+                assert_eq!(datagrams.len(), run.count, "a run is segmentable");
+                let to = self.clients.iter().position(|c| c.address == run.to.addr);
+                for datagram in datagrams {
+                    if let Some(index) = to {
+                        self.fly(Packet::ToClient(index, datagram.to_vec()));
+                    }
+                }
+            }
+        }
+        self.batch = batch;
+        self.drain_outputs();
+    }
+
+    fn drain_outputs(&mut self) {
         while let Some(output) = self.core.poll_output() {
             match output {
                 Output::Transmit { to, from, bytes } => {
                     assert_eq!(from, SERVER.parse().unwrap(), "we speak from our candidate");
-                    if let Some(index) = self.clients.iter().position(|c| c.address == to) {
+                    if let Some(index) = self.clients.iter().position(|c| c.address == to.addr) {
                         self.fly(Packet::ToClient(index, bytes));
                     }
                 }
@@ -410,6 +439,7 @@ impl Client {
 /// Makes frames as a source would.
 pub(crate) struct Source {
     pub(crate) epoch: u64,
+    pub(crate) arrived: Instant,
     pub(crate) index: u64,
     pub(crate) rtp_time: u32,
     pub(crate) packets: usize,
@@ -426,7 +456,8 @@ impl Source {
             level_idc: 31,
             max_num_reorder_frames: Some(0),
         };
-        Self { epoch, index: 0, rtp_time: 12_345, packets: 3, params: Arc::new(params) }
+        let arrived = self::epoch();
+        Self { epoch, arrived, index: 0, rtp_time: 12_345, packets: 3, params: Arc::new(params) }
     }
 
     /// The next frame of 30 per second. Every payload carries a type byte and the frame's index.
@@ -441,6 +472,7 @@ impl Source {
             .collect();
         let frame = Frame {
             epoch: self.epoch,
+            arrived: self.arrived,
             index: self.index,
             rtp_time: self.rtp_time,
             capture_unix_us: Some(1_700_000_000_000_000 + self.index * 33_333),

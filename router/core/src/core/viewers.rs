@@ -10,17 +10,17 @@ use fanlight_wire::input::{
 use rand::Rng;
 use str0m::{Event, IceConnectionState};
 
-use super::{Core, Due, TIMER_GRAIN};
+use super::{Core, Due, TIMER_GRAIN, local_for};
 use crate::api::{
-    Answer, GoneReason, JoinRequest, KeyframeReason, Output, Role, StreamKey, ViewerState,
+    Answer, GoneReason, JoinRequest, KeyframeReason, Output, Role, Route, StreamKey, ViewerState,
 };
-use crate::egress::EgressPath;
+use crate::demux::{self, Kind};
 use crate::error::JoinError;
 use crate::feed::Feed;
 use crate::input::{Inputs, Standing};
 use crate::join;
 use crate::limits::CHANNELS_PER_VIEWER_MAX;
-use crate::viewer::{Fault, Parts, Viewer};
+use crate::viewer::{Fault, Parts, Viewer, proto};
 
 impl Core {
     pub(super) fn try_join(&mut self, request: JoinRequest) -> Result<Answer, JoinError> {
@@ -57,7 +57,9 @@ impl Core {
             role,
             rtc: accepted.rtc,
             entries: self.demux.insert(key, &accepted.ufrag),
-            egress: self.path.attach(accepted.terms),
+            terms: accepted.terms,
+            keys: accepted.keys,
+            now: self.now,
             feed: Feed::new(self.random.random()),
             inputs: Inputs::new(self.now, &self.limits),
             deadline: self.now + self.limits.connect_deadline,
@@ -85,6 +87,11 @@ impl Core {
         viewer.deadline = Some(self.now + self.limits.close_deadline);
         viewer.session_end = None;
         viewer.stale = true;
+        let farewell = viewer.hot.media.as_mut().and_then(crate::egress::Media::goodbye);
+        if let (Some(to), Some(bytes)) = (viewer.hot.route.take(), farewell) {
+            let from = local_for(&self.candidates, to);
+            self.out.push_back(Output::Transmit { to, from, bytes });
+        }
         if let Some(stream) = self.streams.get_mut(&viewer.stream) {
             stream.remove(key);
         }
@@ -147,11 +154,14 @@ impl Core {
                 self.out.push_back(Output::ToDevice { stream, viewer: session, message });
             }
         }
+        let goes_on = viewer.hot.feed.wake(&self.limits).is_some_and(|at| at <= now);
         if viewer.rtc_due(now) {
             viewer.stale = true;
             self.mark(key);
         }
-        self.pump(key);
+        if goes_on {
+            self.make_ready(key);
+        }
         self.arm(key);
     }
 
@@ -164,17 +174,31 @@ impl Core {
         self.counters.rtc_polls += 1;
         let out = &mut self.out;
         let mut events = std::mem::take(&mut self.events);
+        let (mut route, mut dropped) = (None, 0);
         let drained = viewer.drain(
             self.now,
             |t| {
-                out.push_back(Output::Transmit {
-                    to: t.destination,
-                    from: t.source,
-                    bytes: t.contents.into(),
-                });
+                let to = Route { proto: proto(t.proto), addr: t.destination };
+                match demux::kind(&t.contents) {
+                    // Where DTLS and the library's own RTCP go is the path that ICE chose. STUN
+                    // goes to every path that is being checked.
+                    Some(Kind::Media) => {
+                        route = Some(to);
+                        dropped += 1;
+                        return;
+                    }
+                    Some(Kind::Dtls) => route = Some(to),
+                    _ => {}
+                }
+                out.push_back(Output::Transmit { to, from: t.source, bytes: t.contents.into() });
             },
             &mut events,
         );
+        self.counters.library_media_dropped += dropped;
+        viewer.path = route.or(viewer.path);
+        if viewer.hot.route.is_some() {
+            viewer.hot.route = viewer.path;
+        }
         for event in events.drain(..) {
             self.event(key, event);
         }
@@ -207,7 +231,6 @@ impl Core {
                     self.begin_close(key, GoneReason::ClosedByViewer);
                 }
             }
-            Event::KeyframeRequest(_) => self.keyframe_wanted(key),
             Event::ChannelOpen(id, label) => {
                 viewer.channels_opened += 1;
                 if viewer.channels_opened > CHANNELS_PER_VIEWER_MAX {
@@ -232,10 +255,6 @@ impl Core {
             {
                 self.input(key, &data.data);
             }
-            Event::PeerStats(stats) => {
-                viewer.rtt = stats.rtt.or(viewer.rtt);
-                viewer.loss = stats.egress_loss_fraction.or(viewer.loss);
-            }
             _ => {}
         }
     }
@@ -246,9 +265,18 @@ impl Core {
         if viewer.state != ViewerState::Joining {
             return;
         }
+        // Only now has the library checked that the keys are those of the peer that the offer's
+        // fingerprint names.
+        if !viewer.take_keys() {
+            self.counters.keys_unusable += 1;
+            return self.begin_close(key, GoneReason::ProtocolError);
+        }
         viewer.state = ViewerState::Live;
         viewer.deadline = None;
-        viewer.feed.connected(now);
+        viewer.hot.route = viewer.path.or(viewer.remote);
+        if let Some(stream) = self.streams.get(&viewer.stream) {
+            viewer.hot.feed.connected(now, &stream.history);
+        }
         let (session, stream) = (viewer.session, viewer.stream);
         self.counters.viewers_connected += 1;
         self.out.push_back(Output::ViewerConnected { session });

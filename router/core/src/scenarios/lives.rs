@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use crate::world::{Link, STREAM, Source, World};
-use crate::{DownReason, GoneReason, JoinError, LeaveReason, Role, StreamKey};
+use crate::{DownReason, GoneReason, JoinError, LeaveReason, Role, Route, StreamKey};
 
 #[test]
 fn join_then_leave_200_times_leaves_no_state() {
@@ -113,10 +113,10 @@ fn garbage_datagrams_change_nothing() {
         if let Some(first) = bytes.first_mut() {
             *first = [0, 1, 20, 22, 23, 63, 128, 200, 255][round as usize % 9];
         }
-        w.core.datagram(w.now, stranger, server, &bytes);
+        w.core.datagram(w.now, Route::udp(stranger), server, &bytes);
         // The same from the viewer's own (forged) address.
         let own = w.clients[v].address;
-        w.core.datagram(w.now, own, server, &bytes);
+        w.core.datagram(w.now, Route::udp(own), server, &bytes);
         w.drain_core();
     }
     assert_eq!(entries(&w), before);
@@ -151,7 +151,7 @@ fn stun_with_a_wrong_password_teaches_no_address() {
     stun[3] = u8::try_from(stun.len() - 20).unwrap();
     let stranger = "203.0.113.9:999".parse().unwrap();
     let before = w.core.viewer_entries();
-    w.core.datagram(w.now, stranger, crate::world::SERVER.parse().unwrap(), &stun);
+    w.core.datagram(w.now, Route::udp(stranger), crate::world::SERVER.parse().unwrap(), &stun);
     w.drain_core();
     assert_eq!(w.core.counters().stun_rejected, 1);
     assert_eq!(w.core.viewer_entries(), before);

@@ -164,7 +164,7 @@ fn a_source_that_resumes_within_a_group_is_asked_for_a_keyframe() {
 }
 
 #[test]
-fn a_viewer_is_polled_about_once_per_frame_and_hardly_when_nothing_happens() {
+fn media_does_not_touch_the_protocol_library() {
     let mut w = World::new();
     let v = w.join_connected(Role::Observer);
     w.clients[v].dead = true; // no feedback that would cause polls
@@ -172,7 +172,7 @@ fn a_viewer_is_polled_about_once_per_frame_and_hardly_when_nothing_happens() {
     let before = w.core.counters().rtc_polls;
     source.play(&mut w, 90, true);
     let busy = w.core.counters().rtc_polls - before;
-    assert!((90..=110).contains(&busy), "{busy} polls for 90 frames");
+    assert!(busy < 30, "{busy} polls for 90 frames");
     w.drive(Duration::from_secs(5));
     let idle = w.core.counters().rtc_polls - before - busy;
     assert!(idle < 60, "{idle} polls in five idle seconds");

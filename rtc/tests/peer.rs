@@ -1,0 +1,339 @@
+//! Our contexts and the tap against an untouched peer of the protocol library: real ICE, real DTLS
+//! (or, where the library's choice of profile is to be overruled, its real SRTP with keys put in),
+//! in one process on a virtual clock. Not a browser.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fanlight_rtc::keys::{self, Decoy, KeySlot};
+use fanlight_rtc::srtp::{Contexts, Keying, Profile};
+use fanlight_wire::rtcp::{self, Packet};
+use fanlight_wire::rtp::Ssrc;
+use str0m::change::SdpOffer;
+use str0m::config::CryptoProvider;
+use str0m::crypto::CryptoError;
+use str0m::crypto::dtls::{
+    DtlsCert, DtlsImplError, DtlsInstance, DtlsOutput, DtlsProvider, DtlsVersion, KeyingMaterial,
+    ProtocolVersion, SrtpProfile,
+};
+use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
+use str0m::net::{Protocol, Receive, Transmit};
+use str0m::rtp::RtpPacket;
+use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
+
+const SERVER: &str = "127.0.0.1:5000";
+const CLIENT: &str = "127.0.0.1:6000";
+
+fn untouched() -> Arc<CryptoProvider> {
+    Arc::new(str0m_aws_lc_rs::default_provider())
+}
+
+fn config(provider: Arc<CryptoProvider>) -> RtcConfig {
+    let config = Rtc::builder().set_rtp_mode(true).set_crypto_provider(provider);
+    config.clear_codecs().enable_h264(true)
+}
+
+/// One end and what it has said.
+struct End {
+    rtc: Rtc,
+    address: SocketAddr,
+    out: VecDeque<Transmit>,
+    rtp: Vec<RtpPacket>,
+    connected: bool,
+    keyframe_requests: usize,
+    channel_data: Vec<Vec<u8>>,
+    channel: Option<str0m::channel::ChannelId>,
+}
+
+impl End {
+    fn new(mut rtc: Rtc, address: &str) -> Self {
+        let address: SocketAddr = address.parse().unwrap();
+        rtc.add_local_candidate(Candidate::host(address, "udp").unwrap());
+        Self {
+            rtc,
+            address,
+            out: VecDeque::new(),
+            rtp: Vec::new(),
+            connected: false,
+            keyframe_requests: 0,
+            channel_data: Vec::new(),
+            channel: None,
+        }
+    }
+
+    fn drain(&mut self) {
+        loop {
+            match self.rtc.poll_output().unwrap() {
+                Output::Timeout(_) => return,
+                Output::Transmit(t) => self.out.push_back(t),
+                Output::Event(Event::Connected) => self.connected = true,
+                Output::Event(Event::RtpPacket(packet)) => self.rtp.push(packet),
+                Output::Event(Event::KeyframeRequest(_)) => self.keyframe_requests += 1,
+                Output::Event(Event::ChannelOpen(id, _)) => self.channel = Some(id),
+                Output::Event(Event::ChannelData(data)) => self.channel_data.push(data.data),
+                Output::Event(_) => {}
+            }
+        }
+    }
+
+    fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        let contents = bytes.try_into().unwrap();
+        let destination = self.address;
+        let receive = Receive { proto: Protocol::Udp, source: from, destination, contents };
+        self.rtc.handle_input(Input::Receive(now, receive)).unwrap();
+        self.drain();
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.rtc.handle_input(Input::Timeout(now)).unwrap();
+        self.drain();
+    }
+}
+
+struct Pair {
+    now: Instant,
+    server: End,
+    client: End,
+    mid: Mid,
+}
+
+impl Pair {
+    /// The client offers to receive video and opens a data channel.
+    fn connect(server: Rtc, client: Rtc, now: Instant) -> Self {
+        let (mut server, mut client) = (End::new(server, SERVER), End::new(client, CLIENT));
+        let mut change = client.rtc.sdp_api();
+        let mid = change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+        change.add_channel("data".to_owned());
+        let (offer, pending) = change.apply().unwrap();
+        let offer = SdpOffer::from_sdp_string(&offer.to_sdp_string()).unwrap();
+        let answer = server.rtc.sdp_api().accept_offer(offer).unwrap();
+        client.rtc.sdp_api().accept_answer(pending, answer).unwrap();
+        server.drain();
+        client.drain();
+        let mut pair = Self { now, server, client, mid };
+        pair.run(|pair| {
+            pair.server.connected && pair.client.connected && pair.client.channel.is_some()
+        });
+        pair
+    }
+
+    /// One step of 5 ms in which both hear each other, RTP and RTCP from the server excepted:
+    /// that is what we send in its place.
+    fn step(&mut self) {
+        self.now += Duration::from_millis(5);
+        while let Some(t) = self.client.out.pop_front() {
+            if !is_srtp(&t.contents) {
+                self.server.receive(self.now, self.client.address, &t.contents);
+            }
+        }
+        while let Some(t) = self.server.out.pop_front() {
+            if !is_srtp(&t.contents) {
+                self.client.receive(self.now, self.server.address, &t.contents);
+            }
+        }
+        self.server.tick(self.now);
+        self.client.tick(self.now);
+    }
+
+    fn run(&mut self, done: impl Fn(&Self) -> bool) {
+        for _ in 0..400 {
+            if done(self) {
+                return;
+            }
+            self.step();
+        }
+        panic!("not done after two seconds");
+    }
+
+    /// What the client has sent as SRTP or SRTCP, until there is some.
+    fn client_srtp(&mut self) -> Vec<Vec<u8>> {
+        for _ in 0..1_000 {
+            let sent: Vec<Vec<u8>> = self
+                .client
+                .out
+                .iter()
+                .filter(|t| is_srtp(&t.contents))
+                .map(|t| t.contents.to_vec())
+                .collect();
+            if !sent.is_empty() {
+                return sent;
+            }
+            self.step();
+        }
+        panic!("the client sent nothing in five seconds");
+    }
+}
+
+fn is_srtp(bytes: &[u8]) -> bool {
+    (128..192).contains(&bytes[0])
+}
+
+/// Sends packets over a rollover to the client and a PLI back and forth, all sealed by us.
+fn media_passes(pair: &mut Pair, contexts: &mut Contexts) {
+    let (mid, server) = (pair.mid, pair.server.address);
+    let payload_type = pair.server.rtc.media(mid).unwrap().remote_pts()[0];
+    let ssrc = *pair.server.rtc.direct_api().stream_tx_by_mid(mid, None).unwrap().ssrc();
+    let (first, count) = (0xffe0u64, 64);
+    // The library takes a source's first packet only below a rollover, so we begin there.
+    for index in first..first + count {
+        let payload = vec![index.to_be_bytes()[7]; 1_172];
+        let mut datagram = vec![0x80, *payload_type];
+        datagram.extend_from_slice(&index.to_be_bytes()[6..]);
+        datagram.extend_from_slice(&[0, 0, 0, 9]);
+        datagram.extend_from_slice(&ssrc.to_be_bytes());
+        datagram.resize(12 + payload.len() + contexts.rtp.overhead(), 0);
+        let len = contexts.rtp.seal(index, ssrc, 12, &payload, &mut datagram).unwrap();
+        let now = pair.now;
+        pair.client.receive(now, server, &datagram[..len]);
+        let got = pair.client.rtp.last().unwrap();
+        assert_eq!(
+            (*got.header.ssrc, u64::from(got.header.sequence_number)),
+            (ssrc, index & 0xffff)
+        );
+        assert_eq!(got.payload[..], payload);
+    }
+    assert_eq!(pair.client.rtp.len() as u64, count);
+
+    // Its RTCP to us: a keyframe request.
+    pair.client.out.clear();
+    let stream = &mut pair.client.rtc.direct_api();
+    stream.stream_rx(&ssrc.into()).unwrap().request_keyframe(KeyframeRequestKind::Pli);
+    let (mut asked, mut clear) = (false, Vec::new());
+    for _ in 0..20 {
+        for packet in pair.client_srtp() {
+            contexts.rtcp_in.open(&packet, &mut clear).unwrap();
+            asked |= rtcp::packets(&clear)
+                .any(|p| matches!(p.unwrap(), Packet::Pli { media, .. } if media == Ssrc(ssrc)));
+        }
+        pair.client.out.clear();
+        if asked {
+            break;
+        }
+        pair.step();
+    }
+    assert!(asked, "the PLI was opened and read");
+}
+
+#[test]
+fn an_untouched_client_takes_what_we_seal_with_the_keys_of_its_handshake() {
+    for server_is_tapped_first in [true, false] {
+        let now = Instant::now();
+        let slot = KeySlot::new(Decoy::Yes);
+        let untouched_client = || config(untouched()).build(now);
+        let early = server_is_tapped_first.then(untouched_client);
+        let server =
+            keys::with_slot(&slot, || config(keys::crypto()).set_ice_lite(true).build(now));
+        let client = early.unwrap_or_else(untouched_client);
+        assert!(slot.take().is_none(), "before the handshake");
+        let mut pair = Pair::connect(server, client, now);
+        let keying = slot.take().unwrap();
+        assert_eq!(keying.profile(), Profile::AeadAes256Gcm);
+        assert!(slot.clone().take().is_none(), "once");
+        let mut contexts = Contexts::derive(&keying).unwrap();
+        media_passes(&mut pair, &mut contexts);
+        // And the data channel is not touched by any of it.
+        let channel = pair.client.channel.unwrap();
+        assert!(pair.client.rtc.channel(channel).unwrap().write(true, b"hello").unwrap());
+        pair.client.drain();
+        pair.run(|pair| pair.server.channel_data == [b"hello"]);
+    }
+}
+
+/// Overrules the outcome of handshakes: the profile, and keys that both ends know.
+#[derive(Debug)]
+struct Forced(SrtpProfile);
+
+#[derive(Debug)]
+struct ForcedInstance {
+    inner: Box<dyn DtlsInstance>,
+    profile: SrtpProfile,
+}
+
+fn forced_material(profile: SrtpProfile) -> Vec<u8> {
+    (0..profile.keying_material_len()).map(|i| (i * 37 % 256) as u8).collect()
+}
+
+impl DtlsProvider for Forced {
+    fn generate_certificate(&self) -> Option<DtlsCert> {
+        str0m_aws_lc_rs::default_provider().dtls_provider.generate_certificate()
+    }
+
+    fn new_dtls(
+        &self,
+        certificate: &DtlsCert,
+        now: Instant,
+        version: DtlsVersion,
+        mtu: Option<usize>,
+    ) -> Result<Box<dyn DtlsInstance>, CryptoError> {
+        let library = str0m_aws_lc_rs::default_provider();
+        let inner = library.dtls_provider.new_dtls(certificate, now, version, mtu)?;
+        Ok(Box::new(ForcedInstance { inner, profile: self.0 }))
+    }
+}
+
+impl DtlsInstance for ForcedInstance {
+    fn set_active(&mut self, active: bool) {
+        self.inner.set_active(active);
+    }
+    fn handle_packet(&mut self, packet: &[u8]) -> Result<(), DtlsImplError> {
+        self.inner.handle_packet(packet)
+    }
+    fn poll_output<'a>(&mut self, buf: &'a mut [u8]) -> DtlsOutput<'a> {
+        match self.inner.poll_output(buf) {
+            DtlsOutput::KeyingMaterial(..) => {
+                let material = KeyingMaterial::new(&forced_material(self.profile));
+                DtlsOutput::KeyingMaterial(material, self.profile)
+            }
+            other => other,
+        }
+    }
+    fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsImplError> {
+        self.inner.handle_timeout(now)
+    }
+    fn send_application_data(&mut self, data: &[u8]) -> Result<usize, DtlsImplError> {
+        self.inner.send_application_data(data)
+    }
+    fn is_active(&self) -> bool {
+        self.inner.is_active()
+    }
+    fn protocol_version(&self) -> Option<ProtocolVersion> {
+        self.inner.protocol_version()
+    }
+    fn is_closing(&self) -> bool {
+        self.inner.is_closing()
+    }
+    fn is_closed(&self) -> bool {
+        self.inner.is_closed()
+    }
+    fn close(&mut self) -> Result<(), DtlsImplError> {
+        self.inner.close()
+    }
+}
+
+static FORCED: [(Profile, Forced); 3] = [
+    (Profile::AeadAes256Gcm, Forced(SrtpProfile::AEAD_AES_256_GCM)),
+    (Profile::AeadAes128Gcm, Forced(SrtpProfile::AEAD_AES_128_GCM)),
+    (Profile::AesCm128HmacSha1_80, Forced(SrtpProfile::AES128_CM_SHA1_80)),
+];
+
+/// The library's own SRTP is the judge of all three profiles.
+#[test]
+fn the_librarys_srtp_agrees_with_ours_in_every_profile() {
+    for (profile, forced) in &FORCED {
+        let now = Instant::now();
+        let provider = Arc::new(CryptoProvider {
+            dtls_provider: forced,
+            ..str0m_aws_lc_rs::default_provider()
+        });
+        let server = config(untouched()).set_ice_lite(true).build(now);
+        let client = config(provider).build(now);
+        let mut pair = Pair::connect(server, client, now);
+        let active = false;
+        let keying = Keying::new(*profile, &forced_material(forced.0), active).unwrap();
+        let mut contexts = Contexts::derive(&keying).unwrap();
+        media_passes(&mut pair, &mut contexts);
+    }
+}
