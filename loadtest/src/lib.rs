@@ -13,6 +13,7 @@ pub mod crowd;
 pub mod lab;
 pub mod ledger;
 pub mod publish;
+pub mod relay;
 pub mod report;
 pub mod sample;
 pub mod server;

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The router's histogram of added latency.
-pub(super) const ADDED: &str = "fanlight_router_added_latency_us";
+pub(super) const ADDED: &str = "fanlight_router_added_latency_within_total";
 /// Name that the router's shard threads begin with.
 pub(super) const SHARD_THREAD: &str = "fl-shard";
 /// Time for a viewer to have its first picture.

@@ -41,24 +41,24 @@ impl Scrape {
         Some(self.sum(name)? - before.sum(name).unwrap_or(0.0))
     }
 
-    /// What a histogram took in since `before`, over all series with these labels. `None` when it
-    /// has no buckets or nothing was recorded.
+    /// What a histogram took in since `before`, over all series with these labels. `buckets` is the
+    /// name of its cumulative counters, told apart by the label `le`. `None` when there are none or
+    /// nothing was recorded.
     pub fn histogram_since(
         &self,
         before: &Self,
-        name: &str,
+        buckets: &str,
         labels: &[(&str, &str)],
     ) -> Option<Histogram> {
-        let bucket = format!("{name}_bucket");
-        let mut buckets: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+        let mut edges: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
         for (sign, scrape) in [(1.0, self), (-1.0, before)] {
-            for sample in scrape.of(&bucket, labels) {
+            for sample in scrape.of(buckets, labels) {
                 let Some(edge) = sample.labels.get("le").and_then(|le| edge(le)) else { continue };
                 // Edges are positive, so the order of their bits is their order.
-                buckets.entry(edge.to_bits()).or_insert((edge, 0.0)).1 += sign * sample.value;
+                edges.entry(edge.to_bits()).or_insert((edge, 0.0)).1 += sign * sample.value;
             }
         }
-        let cumulative: Vec<(f64, f64)> = buckets.into_values().collect();
+        let cumulative: Vec<(f64, f64)> = edges.into_values().collect();
         let total = cumulative.last()?.1;
         (total > 0.0).then_some(Histogram { cumulative, total })
     }
@@ -171,12 +171,12 @@ mod tests {
     fn quantiles_are_interpolated_and_the_open_bucket_has_none() {
         let now = Scrape::parse(TEXT);
         let histogram =
-            now.histogram_since(&Scrape::default(), "h", &[("role", "observer")]).unwrap();
+            now.histogram_since(&Scrape::default(), "h_bucket", &[("role", "observer")]).unwrap();
         assert_eq!(histogram.quantile(0.25), Some(5.0));
         assert_eq!(histogram.quantile(0.5), Some(10.0));
         assert_eq!(histogram.quantile(0.99), Some(20.0));
         assert_eq!(histogram.quantile(0.999), None);
-        assert_eq!(now.histogram_since(&now, "h", &[]), None, "nothing new");
+        assert_eq!(now.histogram_since(&now, "h_bucket", &[]), None, "nothing new");
         assert_eq!(now.histogram_since(&now, "absent", &[]), None);
     }
 }
