@@ -239,6 +239,19 @@ fn path(findings: &mut Findings, report: &Report) {
     );
 }
 
+/// A fault if the load's own sockets have dropped anything since they were opened.
+pub(super) async fn socket_drop_fault(findings: &mut Findings, lab: &Lab) -> anyhow::Result<()> {
+    match drops(lab).await? {
+        Some(0) => findings.set("load_socket_drops", 0),
+        Some(n) => {
+            findings.set("load_socket_drops", n);
+            findings.fault(format!("the load's own sockets dropped {n} datagrams: too slow"));
+        }
+        None => findings.fault("the load's own socket drops cannot be read"),
+    }
+    Ok(())
+}
+
 async fn drops(lab: &Lab) -> anyhow::Result<Option<u64>> {
     let report = lab.crowd.swarm().report(false).await?;
     Ok(socket_drops(&report.ports))

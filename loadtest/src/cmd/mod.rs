@@ -3,6 +3,9 @@
 //! with it.
 
 mod fanout;
+mod join;
+mod loss;
+mod relay;
 
 use anyhow::Context as _;
 use fanlight_ops::{
@@ -10,11 +13,7 @@ use fanlight_ops::{
     shutdown::Shutdown,
 };
 
-use crate::{
-    lab::LabArgs,
-    report::Findings,
-    server::raise_open_files,
-};
+use crate::{lab::LabArgs, report::Findings, server::raise_open_files};
 
 /// Flags of `fanlight loadtest`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,6 +29,12 @@ pub struct Args {
 enum Command {
     /// Many viewers of a few streams, every packet verified
     Fanout(fanout::Args),
+    /// Many joins: how long until the picture, and what they cost the router
+    Join(join::Args),
+    /// Bad networks: who is behind them, and who is not
+    Loss(loss::Args),
+    /// A bad network as a process, for browsers; measures nothing
+    Relay(relay::Args),
 }
 
 /// Runs one experiment; ends early with the shutdown.
@@ -50,6 +55,10 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let outcome = runtime.context("cannot start the load's runtime").and_then(|runtime| {
             runtime.block_on(async {
+                // It ends by being told to, which is no failure.
+                if let Command::Relay(args) = &args.command {
+                    return relay::run(args, token).await;
+                }
                 tokio::select! {
                     outcome = experiment(args.command) => outcome,
                     () = token.cancelled() => Err(anyhow::anyhow!("stopped before it was done")),
@@ -68,6 +77,9 @@ impl Command {
     fn lab(&mut self) -> Option<&mut LabArgs> {
         match self {
             Self::Fanout(args) => Some(&mut args.lab),
+            Self::Join(args) => Some(&mut args.lab),
+            Self::Loss(args) => Some(&mut args.lab),
+            Self::Relay(_) => None,
         }
     }
 }
@@ -75,6 +87,9 @@ impl Command {
 async fn experiment(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fanout(args) => fanout::run(&args).await?.publish(&args.output),
+        Command::Join(args) => join::run(&args).await?.publish(&args.output),
+        Command::Loss(args) => loss::run(&args).await?.publish(&args.output),
+        Command::Relay(_) => Ok(()),
     }
 }
 

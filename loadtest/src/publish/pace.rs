@@ -61,8 +61,13 @@ impl Publishing<'_> {
         // Publishing always begins with a keyframe: the router knows nothing of this stream.
         let mut key = true;
         let mut due = tokio::time::Instant::now();
+        let mut before = None;
         loop {
             let pace = *self.plan.pace.borrow_and_update();
+            // A screen that comes to rest shows a last whole picture.
+            let rests = pace == Pace::Static && before.is_some_and(|before| before != pace);
+            before = Some(pace);
+            key |= rests;
             if !key && pace != Pace::Moving {
                 tokio::select! {
                     event = events.recv() => match event {

@@ -268,8 +268,7 @@ mod tests {
     #[test]
     fn a_bottleneck_passes_its_rate_and_queues_no_longer_than_allowed() {
         let start = Instant::now();
-        let rules =
-            Impairment { bandwidth_bps: 500_000, queue_ms: 300.0, ..Impairment::default() };
+        let rules = Impairment { bandwidth_bps: 500_000, queue_ms: 300.0, ..Impairment::default() };
         let mut link = Link::new(rules, 1);
         // 2.5 Mbit/s for four seconds.
         send(&mut link, start, 1_000, Duration::from_millis(4), 1_222);
