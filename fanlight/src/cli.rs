@@ -25,6 +25,8 @@ pub enum Command {
     Control(Box<fanlight_control::Args>),
     /// A simulated Android device that speaks real ADB
     DeviceSim(Box<fanlight_device_sim::Args>),
+    /// Measures and proves: many viewers, bad networks, joins; starts what it measures by itself
+    Loadtest(Box<fanlight_loadtest::Args>),
     /// Makes the private CA of a fleet and certificates for its nodes
     Pki(crate::pki::Args),
 }

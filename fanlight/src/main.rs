@@ -42,6 +42,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Ingest(args) => fanlight_ingest::run(*args, shutdown.clone()).await?,
         Command::DeviceSim(args) => fanlight_device_sim::run(*args, shutdown.clone()).await?,
         Command::Control(args) => fanlight_control::run(*args, shutdown.clone()).await?,
+        Command::Loadtest(args) => fanlight_loadtest::run(*args, shutdown.clone()).await?,
         Command::Pki(_) => {}
     }
     shutdown.trigger();

@@ -38,6 +38,7 @@ mod streams;
 mod tcp;
 mod token;
 mod udp;
+mod viewers;
 mod whep;
 
 pub use config::{ConfigMistake, Egress, IceConfig, LimitsConfig, RouterConfig};

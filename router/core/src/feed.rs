@@ -61,6 +61,8 @@ pub(crate) struct Feed {
 pub(crate) struct Caught {
     /// They are on their way.
     pub(crate) taken: u64,
+    /// Of these, keyframes.
+    pub(crate) keys: u64,
     /// They would not decode, or the viewer is not connected.
     pub(crate) skipped: u64,
     /// They are more than the viewer's path takes.
@@ -70,8 +72,8 @@ pub(crate) struct Caught {
 }
 
 impl Caught {
-    /// The ordinary case: one picture, and it is on its way.
-    pub(crate) const ONE: Self = Self { taken: 1, skipped: 0, thinned: 0, lost: false };
+    /// The ordinary case: one picture, no keyframe, and it is on its way.
+    pub(crate) const ONE: Self = Self { taken: 1, keys: 0, skipped: 0, thinned: 0, lost: false };
 }
 
 /// Why [`Feed::pump`] stopped.
@@ -213,6 +215,7 @@ impl Feed {
         let rtp_time = self.rewriter.live(now, frame.rtp_time);
         self.queue.push_back(Queued { no, rtp_time, sent: 0, live: true });
         caught.taken += 1;
+        caught.keys += u64::from(frame.key);
     }
 
     /// Nothing decodes until the next keyframe: the source lost a picture, or is another one.

@@ -20,6 +20,7 @@ mod vectors;
 
 pub use derive::{Keying, Profile};
 pub use rtcp::{MAX_RTCP_SOURCES, RtcpOpener, RtcpSealer};
+pub(crate) use rtp::header_len;
 pub use rtp::{MAX_RTP_SOURCES, RtpOpened, RtpOpener, RtpSealer};
 
 /// Why a packet was not opened or sealed, or a context not made. Retrying does not help.

@@ -373,17 +373,17 @@ fn serve(
     scratch: &mut Scratch,
     batch: &mut Batch,
 ) -> Served {
-    let Hot { feed, pressure, media, route, controller, .. } = hot;
+    let Hot { feed, pressure, noted, media, route, controller, .. } = hot;
     let (Some(route), Some(media)) = (*route, media.as_mut()) else {
         return Served { pumped: Pumped::Idle, lost: false };
     };
-    let before = pressure.transitions();
-    if media.is_silent(turn.now_us) {
+    let silent = media.is_silent(turn.now_us);
+    if silent {
         pressure.on_silence(turn.now);
     }
     let caught = feed.catch_up(turn.now, history, pressure);
-    if caught != Caught::ONE {
-        counters.note_pressure(before, pressure.transitions());
+    if silent || caught != Caught::ONE {
+        counters.note_pressure(noted, pressure.transitions());
     }
     counters.frames_forwarded += caught.taken;
     counters.frames_skipped += caught.skipped;

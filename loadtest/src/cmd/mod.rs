@@ -1,0 +1,103 @@
+//! The experiments, as commands. Each takes flags, runs one load, and gives findings. Not the
+//! parts that they are made of. Invariant: whatever ends an experiment, its child processes end
+//! with it.
+
+mod fanout;
+mod join;
+mod loss;
+mod relay;
+
+use anyhow::Context as _;
+use fanlight_ops::{
+    log::{self, LogConfig},
+    shutdown::Shutdown,
+};
+
+use crate::{lab::LabArgs, report::Findings, server::raise_open_files};
+
+/// Flags of `fanlight loadtest`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+    /// Log filter, for example info or fanlight_loadtest=debug
+    #[arg(long, value_name = "FILTER", default_value = "warn", global = true)]
+    log: String,
+}
+
+#[derive(Clone, Debug, clap::Subcommand)]
+enum Command {
+    /// Many viewers of a few streams, every packet verified
+    Fanout(fanout::Args),
+    /// Many joins: how long until the picture, and what they cost the router
+    Join(join::Args),
+    /// Bad networks: who is behind them, and who is not
+    Loss(loss::Args),
+    /// A bad network as a process, for browsers; measures nothing
+    Relay(relay::Args),
+}
+
+/// Runs one experiment; ends early with the shutdown.
+///
+/// # Errors
+/// Anything that keeps it from measuring what it is for.
+pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
+    log::init(&LogConfig { filter: args.log.clone(), ..LogConfig::default() });
+    raise_open_files();
+    let mut args = args;
+    let pins = args.command.lab().map(LabArgs::decide_pins).unwrap_or_default();
+    let (done, result) = tokio::sync::oneshot::channel();
+    let token = shutdown.token();
+    // A thread of its own, because what is pinned is a thread and those that it makes.
+    let thread = std::thread::Builder::new().name("loadtest".to_owned()).spawn(move || {
+        pins.join_load();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let outcome = runtime.context("cannot start the load's runtime").and_then(|runtime| {
+            runtime.block_on(async {
+                // It ends by being told to, which is no failure.
+                if let Command::Relay(args) = &args.command {
+                    return relay::run(args, token).await;
+                }
+                tokio::select! {
+                    outcome = experiment(args.command) => outcome,
+                    () = token.cancelled() => Err(anyhow::anyhow!("stopped before it was done")),
+                }
+            })
+        });
+        let _ = done.send(outcome);
+    })?;
+    let outcome = result.await.context("the load's thread ended")?;
+    let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    outcome
+}
+
+impl Command {
+    /// The setting of the experiments that have one.
+    fn lab(&mut self) -> Option<&mut LabArgs> {
+        match self {
+            Self::Fanout(args) => Some(&mut args.lab),
+            Self::Join(args) => Some(&mut args.lab),
+            Self::Loss(args) => Some(&mut args.lab),
+            Self::Relay(_) => None,
+        }
+    }
+}
+
+async fn experiment(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Fanout(args) => fanout::run(&args).await?.publish(&args.output),
+        Command::Join(args) => join::run(&args).await?.publish(&args.output),
+        Command::Loss(args) => loss::run(&args).await?.publish(&args.output),
+        Command::Relay(_) => Ok(()),
+    }
+}
+
+/// Facts of the set-up that every experiment states.
+fn set_up(findings: &mut Findings, lab: &LabArgs) {
+    findings.set("source", lab.source.clone());
+    findings.set("streams", lab.streams);
+    findings.set("shards", lab.shards);
+    findings.set("pinned", lab.pins.is_pinned());
+    findings.set("debug_build", cfg!(debug_assertions));
+}

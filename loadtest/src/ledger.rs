@@ -1,0 +1,180 @@
+//! What a stream has published, as its viewers check it: which picture a hash is, when it left,
+//! how many packets it has, which picture it needs. In memory, one per stream, bounded. Not a
+//! store of pictures. Invariant: an entry stands here before the first byte of its picture leaves,
+//! so a viewer never receives what is not known.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use parking_lot::RwLock;
+
+/// Pictures remembered: four minutes at 60 per second. A viewer that is further behind than that
+/// is given `None`, which counts as corrupt.
+const ENTRIES_MAX: usize = 15_000;
+
+/// One published picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Entry {
+    /// Place in the stream.
+    pub number: u64,
+    /// Hash of its access unit.
+    pub hash: u64,
+    /// When its first byte was given to the connection.
+    pub published: Instant,
+    /// RTP packets.
+    pub packets: u32,
+    /// Payload bytes.
+    pub bytes: u32,
+    /// Decoding can start here.
+    pub key: bool,
+    /// No other picture needs it.
+    pub discardable: bool,
+    /// The picture it needs; itself when it needs none.
+    pub needs: u64,
+}
+
+/// What to write down about a picture that is about to leave.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// Place in the stream.
+    pub number: u64,
+    /// Hash of its access unit.
+    pub hash: u64,
+    /// RTP packets.
+    pub packets: u32,
+    /// Payload bytes.
+    pub bytes: u32,
+    /// Decoding can start here.
+    pub key: bool,
+    /// No other picture needs it.
+    pub discardable: bool,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    entries: VecDeque<Entry>,
+    by_hash: HashMap<u64, u64>,
+    last_reference: Option<u64>,
+}
+
+/// One stream's record.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    inner: RwLock<Inner>,
+    /// Keyframes that the router asked for.
+    pub keyframe_requests: AtomicU64,
+}
+
+impl Ledger {
+    /// Notes a picture that is about to leave.
+    pub fn publish(&self, now: Instant, leaving: Leaving) {
+        let Leaving { number, hash, packets, bytes, key, discardable } = leaving;
+        let inner = &mut *self.inner.write();
+        let needs = if key { number } else { inner.last_reference.unwrap_or(number) };
+        let entry = Entry { number, hash, published: now, packets, bytes, key, discardable, needs };
+        if !discardable {
+            inner.last_reference = Some(number);
+        }
+        if inner.entries.len() == ENTRIES_MAX
+            && let Some(old) = inner.entries.pop_front()
+            && inner.by_hash.get(&old.hash) == Some(&old.number)
+        {
+            inner.by_hash.remove(&old.hash);
+        }
+        inner.entries.push_back(entry);
+        inner.by_hash.insert(hash, number);
+    }
+
+    /// The picture of this content. A clip in a loop repeats itself: `expected` decides then.
+    pub fn find(&self, hash: u64, expected: Option<u64>) -> Option<Entry> {
+        let inner = self.inner.read();
+        let expected = expected.and_then(|number| inner.get(number));
+        if let Some(entry) = expected.filter(|entry| entry.hash == hash) {
+            return Some(entry);
+        }
+        inner.by_hash.get(&hash).and_then(|number| inner.get(*number))
+    }
+
+    /// The picture of that number.
+    pub fn get(&self, number: u64) -> Option<Entry> {
+        self.inner.read().get(number)
+    }
+
+    /// The newest picture.
+    pub fn newest(&self) -> Option<Entry> {
+        self.inner.read().entries.back().copied()
+    }
+
+    /// Number of the next picture.
+    pub fn next_number(&self) -> u64 {
+        self.newest().map_or(0, |entry| entry.number + 1)
+    }
+
+    /// Packets of the pictures `from..to`; `None` when some are forgotten or not published.
+    pub fn packets(&self, from: u64, to: u64) -> Option<u64> {
+        let inner = self.inner.read();
+        (from..to).map(|n| inner.get(n).map(|entry| u64::from(entry.packets))).sum()
+    }
+
+    /// Keyframes asked for so far.
+    pub fn keyframes_asked(&self) -> u64 {
+        self.keyframe_requests.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    fn get(&self, number: u64) -> Option<Entry> {
+        let first = self.entries.front()?.number;
+        let at = usize::try_from(number.checked_sub(first)?).ok()?;
+        self.entries.get(at).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(ledger: &Ledger, number: u64, hash: u64, key: bool, discardable: bool) {
+        let leaving = Leaving { number, hash, packets: 4, bytes: 4_000, key, discardable };
+        ledger.publish(Instant::now(), leaving);
+    }
+
+    #[test]
+    fn a_picture_needs_the_last_one_that_others_may_need() {
+        let ledger = Ledger::default();
+        publish(&ledger, 0, 10, true, false);
+        publish(&ledger, 1, 11, false, true);
+        publish(&ledger, 2, 12, false, true);
+        publish(&ledger, 3, 13, false, false);
+        publish(&ledger, 4, 14, false, true);
+        let needs: Vec<u64> = (0..5).map(|n| ledger.get(n).unwrap().needs).collect();
+        assert_eq!(needs, [0, 0, 0, 0, 3]);
+        assert_eq!(ledger.packets(1, 5), Some(16));
+        assert_eq!(ledger.packets(1, 6), None, "not published yet");
+    }
+
+    #[test]
+    fn content_that_repeats_is_told_apart_by_what_is_expected() {
+        let ledger = Ledger::default();
+        for n in 0..6 {
+            publish(&ledger, n, 10 + n % 3, n % 3 == 0, false);
+        }
+        assert_eq!(ledger.find(11, Some(1)).unwrap().number, 1);
+        assert_eq!(ledger.find(11, None).unwrap().number, 4);
+        assert_eq!(ledger.find(99, Some(1)), None);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let ledger = Ledger::default();
+        for n in 0..ENTRIES_MAX as u64 + 10 {
+            publish(&ledger, n, n, n == 0, false);
+        }
+        assert_eq!(ledger.get(9), None);
+        assert_eq!(ledger.get(10).unwrap().number, 10);
+        assert_eq!(ledger.inner.read().by_hash.len(), ENTRIES_MAX);
+    }
+}
