@@ -33,6 +33,9 @@ pub struct RouterConfig {
     pub admin_listen: Option<SocketAddr>,
     /// Shard threads, each with its own UDP socket and port.
     pub shards: usize,
+    /// Keeps each shard's thread on a CPU of its own, the first shard on the first that this
+    /// process may use, and so on; beyond their number they share.
+    pub pin_shards: bool,
     /// How viewers reach the shards.
     pub ice: IceConfig,
     /// Control API replicas, `https://host:port`. Empty: wants and keys come from the embedder.
@@ -130,6 +133,7 @@ impl Default for RouterConfig {
             quic_announce: Vec::new(),
             admin_listen: None,
             shards: 1,
+            pin_shards: false,
             ice: IceConfig::default(),
             control_endpoints: Vec::new(),
             pki_dir: PathBuf::from("pki"),

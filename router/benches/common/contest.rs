@@ -52,7 +52,7 @@ pub fn timed(work: impl FnOnce() -> u64) -> Done {
 }
 
 /// What two readings of the clock take, at least.
-fn clock_cost() -> Duration {
+pub fn clock_cost() -> Duration {
     static COST: OnceLock<Duration> = OnceLock::new();
     *COST.get_or_init(|| {
         let once = || {

@@ -62,7 +62,7 @@ impl Feedback {
     pub fn note(&mut self, now: Duration) {
         let at = i64::try_from(now.as_micros()).unwrap_or(i64::MAX);
         for receiver in &mut self.receivers {
-            let before = receiver.moments.last().map_or(0, |m| m.0);
+            let before = receiver.moments.last().map_or(receiver.reported, |m| m.0);
             if receiver.sent > before {
                 receiver.moments.push((receiver.sent, at));
             }
@@ -131,7 +131,7 @@ impl Feedback {
         self.arrivals.clear();
         let mut number = r.reported;
         for (until, at) in r.moments.drain(..) {
-            for n in 0..(until - number) {
+            for n in 0..until.saturating_sub(number) {
                 let spacing = i64::try_from(n).unwrap_or(0) * SPACING_US;
                 let arrived = at + PATH_US + spacing - reference_time * 64_000;
                 let lost = self.random.random_ratio(1, LOSS_ONE_IN);

@@ -35,6 +35,28 @@ pub struct Crowd {
     clients: Vec<Client>,
     by_address: HashMap<SocketAddr, usize>,
     batch: Batch,
+    meter: Meter,
+    /// Size of the last offer.
+    pub offer_bytes: usize,
+}
+
+/// Takes the time of what the core does, as opposed to the clients.
+#[derive(Debug, Clone, Copy)]
+struct Meter {
+    clock: Option<fn() -> Duration>,
+    spent: Duration,
+    readings: u64,
+}
+
+impl Meter {
+    fn of<T>(&mut self, work: impl FnOnce() -> T) -> T {
+        let Some(clock) = self.clock else { return work() };
+        let start = clock();
+        let done = work();
+        self.spent += clock() - start;
+        self.readings += 1;
+        done
+    }
 }
 
 /// One of them.
@@ -59,7 +81,22 @@ impl Crowd {
             clients: Vec::new(),
             by_address: HashMap::new(),
             batch: Batch::new(16, 256 * 1024),
+            meter: Meter { clock: None, spent: Duration::ZERO, readings: 0 },
+            offer_bytes: 0,
         }
+    }
+
+    /// Takes the time that the core needs, by this clock.
+    #[must_use]
+    pub fn with_clock(mut self, clock: fn() -> Duration) -> Self {
+        self.meter.clock = Some(clock);
+        self
+    }
+
+    /// What the core has needed, and how many pairs of readings of the clock are in it.
+    #[must_use]
+    pub fn core_time(&self) -> (Duration, u64) {
+        (self.meter.spent, self.meter.readings)
     }
 
     /// Viewers join from these addresses and connect; the first one as a controller if `lease`.
@@ -76,6 +113,11 @@ impl Crowd {
             let role = if lease && n == 0 { Role::Controller } else { Role::Observer };
             self.join(core, *now, stream, *address, role);
         }
+        self.settle(core, now);
+    }
+
+    /// Runs until all have connected. Moves `now` on by what that takes.
+    pub fn settle(&mut self, core: &mut Core, now: &mut Instant) {
         for _ in 0..STEPS_MAX {
             self.exchange(core, *now);
             if self.clients.iter().all(|c| c.connected && c.channels == 2) {
@@ -97,8 +139,9 @@ impl Crowd {
     ) {
         let session = SessionId(self.clients.len() as u64 + 1);
         let (mut client, offer, pending) = Client::offer(now, session, address);
+        self.offer_bytes = offer.len();
         let request = join_request(session, stream, &offer, role);
-        let answer = core.join(now, request).expect("the join is accepted");
+        let answer = self.meter.of(|| core.join(now, request)).expect("the join is accepted");
         let answer = SdpAnswer::from_sdp_string(&answer.sdp).unwrap();
         client.rtc.sdp_api().accept_answer(pending, answer).unwrap();
         self.by_address.insert(address, self.clients.len());
@@ -108,18 +151,18 @@ impl Crowd {
     /// Lets clients and core speak until neither has anything to say: checks of the path, mostly.
     /// To be called at least once per second.
     pub fn exchange(&mut self, core: &mut Core, now: Instant) {
-        core.timeout(now);
+        self.meter.of(|| core.timeout(now));
         for client in &mut self.clients {
             if client.timeout <= now {
                 client.rtc.handle_input(Input::Timeout(now)).unwrap();
             }
-            client.tell(core, now, self.server);
+            client.tell(core, now, self.server, &mut self.meter);
         }
         for _ in 0..64 {
             let mut quiet = true;
             // Media meant for the clients is not needed here.
             while core.poll_media(now, &mut self.batch) {}
-            while let Some(output) = core.poll_output() {
+            while let Some(output) = self.meter.of(|| core.poll_output()) {
                 if let Output::Transmit { to, bytes, .. } = output {
                     quiet = false;
                     self.hear(core, now, to.addr, &bytes);
@@ -141,7 +184,7 @@ impl Crowd {
         }
         let receive = Receive::new(Protocol::Udp, self.server, to, bytes).unwrap();
         client.rtc.handle_input(Input::Receive(now, receive)).unwrap();
-        client.tell(core, now, self.server);
+        client.tell(core, now, self.server, &mut self.meter);
     }
 
     /// How many there are.
@@ -211,7 +254,7 @@ impl Client {
     }
 
     /// Gives the core what the client has to say.
-    fn tell(&mut self, core: &mut Core, now: Instant, server: SocketAddr) {
+    fn tell(&mut self, core: &mut Core, now: Instant, server: SocketAddr, meter: &mut Meter) {
         loop {
             match self.rtc.poll_output().unwrap() {
                 RtcOutput::Timeout(at) => {
@@ -220,7 +263,8 @@ impl Client {
                 }
                 RtcOutput::Transmit(t) if is_media(&t.contents) => {}
                 RtcOutput::Transmit(t) => {
-                    core.datagram(now, Route::udp(self.address), server, &t.contents);
+                    let from = Route::udp(self.address);
+                    meter.of(|| core.datagram(now, from, server, &t.contents));
                 }
                 RtcOutput::Event(Event::Connected) => self.connected = true,
                 RtcOutput::Event(Event::ChannelOpen(..)) => self.channels += 1,
@@ -248,6 +292,12 @@ fn offer(rtc: &mut Rtc) -> (String, SdpPendingOffer) {
     });
     let (offer, pending) = changes.apply().unwrap();
     (offer.to_sdp_string(), pending)
+}
+
+/// An offer as the player makes it, to be parsed.
+#[must_use]
+pub fn an_offer(now: Instant) -> String {
+    Client::offer(now, SessionId(1), SocketAddr::from(([127, 0, 0, 1], 9))).1
 }
 
 /// A join with this offer.
@@ -299,7 +349,7 @@ impl Frames {
     pub fn next(&mut self, now: Instant) -> Arc<Frame> {
         let index = self.index;
         self.index += 1;
-        let key = index % Self::PER_GROUP == 0;
+        let key = index.is_multiple_of(Self::PER_GROUP);
         let turn = usize::try_from(index).unwrap() % self.packets.len();
         Arc::new(Frame {
             epoch: 1,

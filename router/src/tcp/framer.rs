@@ -3,9 +3,9 @@
 //! however the stream is cut into reads, the same frames come out.
 
 /// Largest frame taken. WebRTC stays below 1,500.
-pub const FRAME_BYTES_MAX: usize = 2_048;
+pub(crate) const FRAME_BYTES_MAX: usize = 2_048;
 /// Bytes of the length before each frame.
-pub const LENGTH_BYTES: usize = 2;
+pub(crate) const LENGTH_BYTES: usize = 2;
 /// Room for a whole frame and what follows it, so that one read brings several.
 const BUFFER_BYTES: usize = 2 * (FRAME_BYTES_MAX + LENGTH_BYTES);
 
@@ -13,14 +13,14 @@ const BUFFER_BYTES: usize = 2 * (FRAME_BYTES_MAX + LENGTH_BYTES);
 /// be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a frame of {len} bytes, {FRAME_BYTES_MAX} are allowed")]
-pub struct FrameTooLong {
+pub(crate) struct FrameTooLong {
     /// The length that it announces.
-    pub len: usize,
+    pub(crate) len: usize,
 }
 
 /// The inbound half of one stream.
 #[derive(Debug)]
-pub struct Framer {
+pub(crate) struct Framer {
     buffer: Box<[u8]>,
     /// Bytes of the buffer that hold what was read and not handed out.
     start: usize,
@@ -35,7 +35,7 @@ impl Default for Framer {
 
 impl Framer {
     /// Where to read into. Never empty once [`Self::whole`] has said that no frame is whole.
-    pub fn space(&mut self) -> &mut [u8] {
+    pub(crate) fn space(&mut self) -> &mut [u8] {
         self.buffer.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
@@ -43,12 +43,12 @@ impl Framer {
     }
 
     /// Says how much was read into [`Self::space`].
-    pub fn filled(&mut self, len: usize) {
+    pub(crate) fn filled(&mut self, len: usize) {
         self.end = (self.end + len).min(self.buffer.len());
     }
 
     /// The next whole frame. Empty ones, which keep a connection alive, are passed over.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, FrameTooLong> {
+    pub(crate) fn next(&mut self) -> Result<Option<&[u8]>, FrameTooLong> {
         let Some(len) = self.whole()? else { return Ok(None) };
         let start = self.start + LENGTH_BYTES;
         self.start = start + len;
@@ -56,14 +56,14 @@ impl Framer {
     }
 
     /// The frame that [`Self::next`] would give.
-    pub fn peek(&mut self) -> Result<Option<&[u8]>, FrameTooLong> {
+    pub(crate) fn peek(&mut self) -> Result<Option<&[u8]>, FrameTooLong> {
         let Some(len) = self.whole()? else { return Ok(None) };
         let start = self.start + LENGTH_BYTES;
         Ok(Some(&self.buffer[start..start + len]))
     }
 
     /// Length of the frame that [`Self::next`] would give.
-    pub fn whole(&mut self) -> Result<Option<usize>, FrameTooLong> {
+    pub(crate) fn whole(&mut self) -> Result<Option<usize>, FrameTooLong> {
         loop {
             let held = &self.buffer[self.start..self.end];
             let Some((&length, rest)) = held.split_first_chunk::<LENGTH_BYTES>() else {
@@ -81,14 +81,14 @@ impl Framer {
     }
 
     /// Bytes that are kept for later.
-    #[must_use]
-    pub fn held(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
         self.end - self.start
     }
 }
 
 /// Appends a frame. False, and nothing is appended, when it is longer than a length can say.
-pub fn write(frame: &[u8], out: &mut Vec<u8>) -> bool {
+pub(crate) fn write(frame: &[u8], out: &mut Vec<u8>) -> bool {
     let Ok(length) = u16::try_from(frame.len()) else { return false };
     out.extend_from_slice(&length.to_be_bytes());
     out.extend_from_slice(frame);
