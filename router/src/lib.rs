@@ -35,6 +35,7 @@ mod sessions;
 mod shard;
 mod stream;
 mod streams;
+mod tcp;
 mod token;
 mod udp;
 mod viewers;
