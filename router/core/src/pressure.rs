@@ -337,7 +337,7 @@ impl Pressure {
     /// `None`: nothing is known, pace as for a new viewer.
     pub(crate) fn pace_bps(&self) -> Option<u64> {
         let estimate = self.estimate.filter(|_| self.level != Level::Full)?;
-        Some((estimate * PACE).max(self.allowance * PACE_PROBE) as u64)
+        Some(crate::gcc::whole((estimate * PACE).max(self.allowance * PACE_PROBE)))
     }
 
     fn hear(&mut self, now: Instant, evidence: &Evidence, rates: Rates) {

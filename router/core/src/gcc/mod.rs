@@ -176,12 +176,12 @@ impl Estimator {
 
     /// Bits per second that the path carries. `None`: nothing says that it is too narrow.
     pub(crate) fn estimate_bps(&self) -> Option<u64> {
-        self.estimate.map(|bps| bps as u64)
+        self.estimate.map(whole)
     }
 
     /// Bits per second that arrived lately.
     pub(crate) fn acked_bps(&self) -> u64 {
-        self.acked.bps(RATE_WINDOW_US) as u64
+        whole(self.acked.bps(RATE_WINDOW_US))
     }
 
     /// Share of packets that did not arrive, over about a second.
@@ -236,15 +236,17 @@ impl Estimator {
         let delayed = (self.trend.usage() == Usage::Overuse && queue_us >= restless_us)
             || (queue_us >= QUEUE_FULL_US && doubtless > LOSS_OF_FULL_QUEUE);
         self.congested = delayed || doubtless > LOSS_HIGH;
-        let acked = self.acked.bps(RATE_WINDOW_US);
         if self.congested {
             self.congested_at = Some(now);
-            self.shrink(delayed, acked, since);
+            self.shrink(delayed, since);
+        } else if self.estimate.is_some() {
+            self.grow(since, queue_us);
         } else {
-            self.grow(acked, since, queue_us);
+            return;
         }
-        self.forget(now);
-        self.learn_loss(now, queue_us);
+        let sent = self.sent.bps(RATE_WINDOW_US);
+        self.learn_loss(now, sent, queue_us);
+        self.forget(now, sent);
     }
 
     /// The rate that arrived while the queue stood, which is what the bottleneck can do.
@@ -253,7 +255,8 @@ impl Estimator {
         (busy_us >= BUSY_MIN_US).then(|| self.acked.bps(busy_us.min(RATE_WINDOW_US)))
     }
 
-    fn shrink(&mut self, delayed: bool, acked: f64, since: Duration) {
+    fn shrink(&mut self, delayed: bool, since: Duration) {
+        let acked = self.acked.bps(RATE_WINDOW_US);
         let sent = self.sent.bps(RATE_WINDOW_US);
         let narrow = match self.estimate {
             _ if delayed => match (self.busy_bps(), self.estimate) {
@@ -270,7 +273,8 @@ impl Estimator {
         self.estimate = Some(narrow.max(ESTIMATE_MIN));
     }
 
-    fn grow(&mut self, acked: f64, since: Duration, queue_us: i64) {
+    fn grow(&mut self, since: Duration, queue_us: i64) {
+        let acked = self.acked.bps(RATE_WINDOW_US);
         let Some(estimate) = self.estimate.as_mut() else { return };
         if self.trend.usage() == Usage::Underuse {
             return;
@@ -284,18 +288,22 @@ impl Estimator {
         }
     }
 
-    fn forget(&mut self, now: Instant) {
+    fn forget(&mut self, now: Instant, sent: f64) {
         let stale = self.congested_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGET);
-        let sent = self.sent.bps(RATE_WINDOW_US);
         if stale && self.estimate.is_some_and(|estimate| estimate > 2.0 * sent) {
             self.estimate = None;
         }
     }
 
     /// Loss that stays although far less is sent than the path carries is the path's own.
-    fn learn_loss(&mut self, now: Instant, queue_us: i64) {
+    fn learn_loss(&mut self, now: Instant, sent: f64, queue_us: i64) {
         let Some(estimate) = self.estimate else { return };
-        let below = self.sent.bps(RATE_WINDOW_US) < estimate * BETA;
+        let below = sent < estimate * BETA;
         self.loss.learn(now, below && queue_us < QUEUE_MIN_US);
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+pub(crate) fn whole(bps: f64) -> u64 {
+    bps as u64
 }

@@ -4,6 +4,8 @@
 //! Not a browser: no jitter buffer, no repair limit by time. Invariant: the same seed gives the
 //! same run.
 
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small figures")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
