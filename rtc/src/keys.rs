@@ -2,7 +2,8 @@
 //! library random ones in their place. Not a DTLS implementation, and no judgement of the peer:
 //! keys may be here before its certificate was compared, so nothing is sent under them before the
 //! library says that it is connected. Invariant: a slot gives keys out once, and with
-//! [`Decoy::Yes`] nobody else ever has them.
+//! [`Decoy::Yes`] no other sender has them. Our copy is wiped when it is dropped; the library frees
+//! its own without wiping.
 //!
 //! Also here, since it replaces the same provider: one DTLS configuration for all associations of
 //! an MTU. The library makes one for each association, whose self-tests are most of a join's cost.

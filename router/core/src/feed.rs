@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::egress::Packets;
 use crate::history::History;
-use crate::limits::{LAG_FRAMES_MAX, Limits};
+use crate::limits::{LAG_MAX, Limits};
 use crate::pressure::{Admit, Pressure};
 use crate::rewrite::Rewriter;
 
@@ -161,7 +161,7 @@ impl Feed {
             self.cursor = end;
             return caught;
         }
-        if end.saturating_sub(self.cursor) > LAG_FRAMES_MAX {
+        if self.lags(now, history) {
             let ahead = history.group_start().filter(|key| *key >= self.cursor);
             caught.skipped = ahead.unwrap_or(end) - self.cursor;
             caught.lost = ahead.is_none();
@@ -180,6 +180,15 @@ impl Feed {
             }
         }
         caught
+    }
+
+    /// Whether the next picture has waited too long. One or two that wait are nothing: they may be
+    /// all that a static screen has sent for an hour.
+    fn lags(&self, now: Instant, history: &History) -> bool {
+        history.end().saturating_sub(self.cursor) > 2
+            && history
+                .get(self.cursor)
+                .is_none_or(|f| now.saturating_duration_since(f.arrived) > LAG_MAX)
     }
 
     fn take(

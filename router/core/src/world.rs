@@ -175,8 +175,14 @@ impl World {
     }
 
     pub(crate) fn frame(&mut self, frame: Arc<Frame>) {
-        self.core.frame(self.now, STREAM, frame);
+        self.offer(frame);
         self.drain_core();
+    }
+
+    /// A frame comes, and the shard does not get round to its viewers.
+    pub(crate) fn offer(&mut self, mut frame: Arc<Frame>) {
+        Arc::make_mut(&mut frame).arrived = self.now;
+        self.core.frame(self.now, STREAM, frame);
     }
 
     /// A client sends an input message.

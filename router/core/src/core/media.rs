@@ -44,8 +44,8 @@ impl Core {
     ///
     /// Call it after inputs, send the batch, look for datagrams, and call it again until it returns
     /// `false`. A driver whose socket is full keeps the batch and does not call: frames wait in
-    /// their stream's history, and a viewer that is more than [`crate::limits::LAG_FRAMES_MAX`]
-    /// behind is moved on to the newest keyframe.
+    /// their stream's history, and a viewer whose next one has waited longer than
+    /// [`crate::limits::LAG_MAX`] is moved on to the newest keyframe.
     pub fn poll_media(&mut self, now: Instant, batch: &mut Batch) -> bool {
         self.advance(now);
         batch.clear();

@@ -1,175 +1,25 @@
-//! Our contexts and the tap against an untouched peer of the protocol library: real ICE, real DTLS
-//! (or, where the library's choice of profile is to be overruled, its real SRTP with keys put in),
-//! in one process on a virtual clock. Not a browser.
+//! Our contexts, the tap and RTCP against an untouched peer of the protocol library: real ICE, real
+//! DTLS (or, where the library's choice of profile is to be overruled, its real SRTP with keys put
+//! in). Not a browser.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_possible_truncation, reason = "tests")]
 
-use std::collections::VecDeque;
-use std::net::SocketAddr;
+mod feedback;
+mod forced;
+mod pair;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fanlight_rtc::keys::{self, Decoy, KeySlot};
 use fanlight_rtc::srtp::{Contexts, Keying, Profile};
 use fanlight_wire::rtcp::{self, Packet, SenderInfo};
 use fanlight_wire::rtp::Ssrc;
-use str0m::change::SdpOffer;
+use str0m::Rtc;
 use str0m::config::CryptoProvider;
-use str0m::crypto::CryptoError;
-use str0m::crypto::dtls::{
-    DtlsCert, DtlsImplError, DtlsInstance, DtlsOutput, DtlsProvider, DtlsVersion, KeyingMaterial,
-    ProtocolVersion, SrtpProfile,
-};
-use str0m::media::{Direction, KeyframeRequestKind, MediaKind, Mid};
-use str0m::net::{Protocol, Receive, Transmit};
-use str0m::rtp::RtpPacket;
-use str0m::{Candidate, Event, Input, Output, Rtc, RtcConfig};
+use str0m::media::KeyframeRequestKind;
 
-const SERVER: &str = "127.0.0.1:5000";
-const CLIENT: &str = "127.0.0.1:6000";
-
-fn untouched() -> Arc<CryptoProvider> {
-    Arc::new(str0m_aws_lc_rs::default_provider())
-}
-
-fn config(provider: Arc<CryptoProvider>) -> RtcConfig {
-    let config = Rtc::builder().set_rtp_mode(true).set_crypto_provider(provider);
-    config.clear_codecs().enable_h264(true)
-}
-
-/// One end and what it has said.
-struct End {
-    rtc: Rtc,
-    address: SocketAddr,
-    out: VecDeque<Transmit>,
-    rtp: Vec<RtpPacket>,
-    connected: bool,
-    keyframe_requests: usize,
-    channel_data: Vec<Vec<u8>>,
-    channel: Option<str0m::channel::ChannelId>,
-}
-
-impl End {
-    fn new(mut rtc: Rtc, address: &str) -> Self {
-        let address: SocketAddr = address.parse().unwrap();
-        rtc.add_local_candidate(Candidate::host(address, "udp").unwrap());
-        Self {
-            rtc,
-            address,
-            out: VecDeque::new(),
-            rtp: Vec::new(),
-            connected: false,
-            keyframe_requests: 0,
-            channel_data: Vec::new(),
-            channel: None,
-        }
-    }
-
-    fn drain(&mut self) {
-        loop {
-            match self.rtc.poll_output().unwrap() {
-                Output::Timeout(_) => return,
-                Output::Transmit(t) => self.out.push_back(t),
-                Output::Event(Event::Connected) => self.connected = true,
-                Output::Event(Event::RtpPacket(packet)) => self.rtp.push(packet),
-                Output::Event(Event::KeyframeRequest(_)) => self.keyframe_requests += 1,
-                Output::Event(Event::ChannelOpen(id, _)) => self.channel = Some(id),
-                Output::Event(Event::ChannelData(data)) => self.channel_data.push(data.data),
-                Output::Event(_) => {}
-            }
-        }
-    }
-
-    fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
-        let contents = bytes.try_into().unwrap();
-        let destination = self.address;
-        let receive = Receive { proto: Protocol::Udp, source: from, destination, contents };
-        self.rtc.handle_input(Input::Receive(now, receive)).unwrap();
-        self.drain();
-    }
-
-    fn tick(&mut self, now: Instant) {
-        self.rtc.handle_input(Input::Timeout(now)).unwrap();
-        self.drain();
-    }
-}
-
-struct Pair {
-    now: Instant,
-    server: End,
-    client: End,
-    mid: Mid,
-}
-
-impl Pair {
-    /// The client offers to receive video and opens a data channel.
-    fn connect(server: Rtc, client: Rtc, now: Instant) -> Self {
-        let (mut server, mut client) = (End::new(server, SERVER), End::new(client, CLIENT));
-        let mut change = client.rtc.sdp_api();
-        let mid = change.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
-        change.add_channel("data".to_owned());
-        let (offer, pending) = change.apply().unwrap();
-        let offer = SdpOffer::from_sdp_string(&offer.to_sdp_string()).unwrap();
-        let answer = server.rtc.sdp_api().accept_offer(offer).unwrap();
-        client.rtc.sdp_api().accept_answer(pending, answer).unwrap();
-        server.drain();
-        client.drain();
-        let mut pair = Self { now, server, client, mid };
-        pair.run(|pair| {
-            pair.server.connected && pair.client.connected && pair.client.channel.is_some()
-        });
-        pair
-    }
-
-    /// One step of 5 ms in which both hear each other, RTP and RTCP from the server excepted:
-    /// that is what we send in its place.
-    fn step(&mut self) {
-        self.now += Duration::from_millis(5);
-        while let Some(t) = self.client.out.pop_front() {
-            if !is_srtp(&t.contents) {
-                self.server.receive(self.now, self.client.address, &t.contents);
-            }
-        }
-        while let Some(t) = self.server.out.pop_front() {
-            if !is_srtp(&t.contents) {
-                self.client.receive(self.now, self.server.address, &t.contents);
-            }
-        }
-        self.server.tick(self.now);
-        self.client.tick(self.now);
-    }
-
-    fn run(&mut self, done: impl Fn(&Self) -> bool) {
-        for _ in 0..400 {
-            if done(self) {
-                return;
-            }
-            self.step();
-        }
-        panic!("not done after two seconds");
-    }
-
-    /// What the client has sent as SRTP or SRTCP, until there is some.
-    fn client_srtp(&mut self) -> Vec<Vec<u8>> {
-        for _ in 0..1_000 {
-            let sent: Vec<Vec<u8>> = self
-                .client
-                .out
-                .iter()
-                .filter(|t| is_srtp(&t.contents))
-                .map(|t| t.contents.to_vec())
-                .collect();
-            if !sent.is_empty() {
-                return sent;
-            }
-            self.step();
-        }
-        panic!("the client sent nothing in five seconds");
-    }
-}
-
-fn is_srtp(bytes: &[u8]) -> bool {
-    (128..192).contains(&bytes[0])
-}
+use forced::{FORCED, forced_material};
+use pair::{Pair, config, is_srtp, untouched};
 
 /// Sends packets over a rollover to the client and a PLI back and forth, all sealed by us.
 fn media_passes(pair: &mut Pair, contexts: &mut Contexts) {
@@ -270,83 +120,6 @@ fn an_untouched_client_takes_what_we_seal_with_the_keys_of_its_handshake() {
     }
 }
 
-/// Overrules the outcome of handshakes: the profile, and keys that both ends know.
-#[derive(Debug)]
-struct Forced(SrtpProfile);
-
-#[derive(Debug)]
-struct ForcedInstance {
-    inner: Box<dyn DtlsInstance>,
-    profile: SrtpProfile,
-}
-
-fn forced_material(profile: SrtpProfile) -> Vec<u8> {
-    (0..profile.keying_material_len()).map(|i| (i * 37 % 256) as u8).collect()
-}
-
-impl DtlsProvider for Forced {
-    fn generate_certificate(&self) -> Option<DtlsCert> {
-        str0m_aws_lc_rs::default_provider().dtls_provider.generate_certificate()
-    }
-
-    fn new_dtls(
-        &self,
-        certificate: &DtlsCert,
-        now: Instant,
-        version: DtlsVersion,
-        mtu: Option<usize>,
-    ) -> Result<Box<dyn DtlsInstance>, CryptoError> {
-        let library = str0m_aws_lc_rs::default_provider();
-        let inner = library.dtls_provider.new_dtls(certificate, now, version, mtu)?;
-        Ok(Box::new(ForcedInstance { inner, profile: self.0 }))
-    }
-}
-
-impl DtlsInstance for ForcedInstance {
-    fn set_active(&mut self, active: bool) {
-        self.inner.set_active(active);
-    }
-    fn handle_packet(&mut self, packet: &[u8]) -> Result<(), DtlsImplError> {
-        self.inner.handle_packet(packet)
-    }
-    fn poll_output<'a>(&mut self, buf: &'a mut [u8]) -> DtlsOutput<'a> {
-        match self.inner.poll_output(buf) {
-            DtlsOutput::KeyingMaterial(..) => {
-                let material = KeyingMaterial::new(&forced_material(self.profile));
-                DtlsOutput::KeyingMaterial(material, self.profile)
-            }
-            other => other,
-        }
-    }
-    fn handle_timeout(&mut self, now: Instant) -> Result<(), DtlsImplError> {
-        self.inner.handle_timeout(now)
-    }
-    fn send_application_data(&mut self, data: &[u8]) -> Result<usize, DtlsImplError> {
-        self.inner.send_application_data(data)
-    }
-    fn is_active(&self) -> bool {
-        self.inner.is_active()
-    }
-    fn protocol_version(&self) -> Option<ProtocolVersion> {
-        self.inner.protocol_version()
-    }
-    fn is_closing(&self) -> bool {
-        self.inner.is_closing()
-    }
-    fn is_closed(&self) -> bool {
-        self.inner.is_closed()
-    }
-    fn close(&mut self) -> Result<(), DtlsImplError> {
-        self.inner.close()
-    }
-}
-
-static FORCED: [(Profile, Forced); 3] = [
-    (Profile::AeadAes256Gcm, Forced(SrtpProfile::AEAD_AES_256_GCM)),
-    (Profile::AeadAes128Gcm, Forced(SrtpProfile::AEAD_AES_128_GCM)),
-    (Profile::AesCm128HmacSha1_80, Forced(SrtpProfile::AES128_CM_SHA1_80)),
-];
-
 /// The library's own SRTP is the judge of all three profiles.
 #[test]
 fn the_librarys_srtp_agrees_with_ours_in_every_profile() {
@@ -367,7 +140,7 @@ fn the_librarys_srtp_agrees_with_ours_in_every_profile() {
     }
 }
 
-fn tapped(slot: &KeySlot, now: Instant) -> Rtc {
+pub(crate) fn tapped(slot: &KeySlot, now: Instant) -> Rtc {
     keys::with_slot(slot, || config(keys::crypto()).set_ice_lite(true).build(now))
 }
 
