@@ -11,6 +11,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label};
 use crate::{
     latency::{BUCKETS, Latency, bounds_us},
     shard::{Latencies, ShardStats},
+    tcp::TcpCounts,
 };
 
 macro_rules! docs {
@@ -107,6 +108,13 @@ docs! {
         counter "fanlight_router_added_latency_us_total", "Sum of these times in microseconds; label `role`.";
         counter "fanlight_router_send_full_total", "Times the socket's buffer was full: media waits, a small datagram is dropped.";
         counter "fanlight_router_send_refused_total", "Datagrams the system refused to send.";
+        counter "fanlight_router_tcp_opened_total", "ICE-TCP connections taken.";
+        counter "fanlight_router_tcp_turned_away_total", "ICE-TCP connections closed at once: a bound on their number.";
+        counter "fanlight_router_tcp_misused_total", "ICE-TCP connections closed because they broke the protocol.";
+        counter "fanlight_router_tcp_timed_out_total", "ICE-TCP connections closed because they were not proved in time or fell silent.";
+        counter "fanlight_router_tcp_ended_total", "ICE-TCP connections ended by the viewer or the network.";
+        counter "fanlight_router_tcp_dropped_total", "Datagrams for ICE-TCP viewers dropped: the buffer was full or the connection gone.";
+        gauge "fanlight_router_tcp_connections", "ICE-TCP connections now open.";
         counter "fanlight_router_receive_errors_total", "Errors when receiving datagrams.";
         counter "fanlight_router_inbox_frames_dropped_total", "Frames dropped because the shard's inbox was full.";
         counter "fanlight_router_inbox_commands_lost_total", "Commands lost because the shard's inbox was full; must be zero.";
@@ -146,6 +154,8 @@ docs! {
 pub(crate) struct ShardMetrics {
     core: Vec<Counter>,
     own: [Counter; 6],
+    tcp: [Counter; 6],
+    tcp_connections: Gauge,
     controllers: LatencyMetrics,
     observers: LatencyMetrics,
     busy: Gauge,
@@ -154,6 +164,8 @@ pub(crate) struct ShardMetrics {
     pub(crate) send_full: u64,
     /// Datagrams refused by the system.
     pub(crate) send_refused: u64,
+    /// Media dropped because a TCP viewer's buffer was full or its connection gone.
+    pub(crate) tcp_dropped: u64,
     /// Failed receives.
     pub(crate) receive_errors: u64,
     /// Events dropped at the full queue.
@@ -183,12 +195,23 @@ impl ShardMetrics {
                 "fanlight_router_shard_events_dropped_total",
             ]
             .map(counter),
+            tcp: [
+                "fanlight_router_tcp_opened_total",
+                "fanlight_router_tcp_turned_away_total",
+                "fanlight_router_tcp_misused_total",
+                "fanlight_router_tcp_timed_out_total",
+                "fanlight_router_tcp_ended_total",
+                "fanlight_router_tcp_dropped_total",
+            ]
+            .map(counter),
+            tcp_connections: gauge("fanlight_router_tcp_connections"),
             controllers: LatencyMetrics::new(&labels, "controller"),
             observers: LatencyMetrics::new(&labels, "observer"),
             busy: gauge("fanlight_router_shard_busy_permille"),
             viewers: gauge("fanlight_router_shard_viewers"),
             send_full: 0,
             send_refused: 0,
+            tcp_dropped: 0,
             receive_errors: 0,
             events_dropped: 0,
         }
@@ -250,6 +273,25 @@ impl LatencyMetrics {
             handle.absolute(value);
         }
         self.sum.absolute(latency.sum_us());
+    }
+}
+
+impl ShardMetrics {
+    /// The same for the TCP side: its totals, and the connections now open.
+    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; a bound keeps it small")]
+    pub(crate) fn publish_tcp(&self, (counts, connections): (TcpCounts, usize)) {
+        let totals = [
+            counts.opened,
+            counts.turned_away,
+            counts.misused,
+            counts.timed_out,
+            counts.ended,
+            self.tcp_dropped,
+        ];
+        for (handle, value) in self.tcp.iter().zip(totals) {
+            handle.absolute(value);
+        }
+        self.tcp_connections.set(connections as f64);
     }
 }
 

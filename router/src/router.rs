@@ -278,7 +278,6 @@ impl Router {
     }
 
     /// What a router adds to the admin listener.
-    #[must_use]
     pub fn admin_routes(&self) -> axum::Router {
         let (streams, shards) = (Arc::clone(&self.node.streams), Arc::clone(&self.node.shards));
         viewers::routes(Arc::new(viewers::Viewers::new(streams, shards)))

@@ -22,8 +22,8 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use fanlight_router_core::{
     Answer, Batch, Core, CoreConfig, DownReason, Frame, GoneReason, IceCredentials, JoinError,
-    JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Role, Route, SessionId, StreamInfo,
-    StreamKey, ViewerStats,
+    JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Proto, Role, Route, SessionId,
+    StreamInfo, StreamKey, ViewerStats,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::{mpsc, oneshot};
@@ -34,6 +34,7 @@ use crate::{
     latency::Latency,
     metrics::ShardMetrics,
     pin::pin_shard,
+    tcp::TcpSide,
     udp::{Cursor, Fate, Flow, Sent, ShardSocket},
 };
 
@@ -195,6 +196,8 @@ pub(crate) struct Shard {
 
 const WAKE: Token = Token(0);
 const SOCKET: Token = Token(1);
+/// The first of those of the TCP side.
+const TCP: Token = Token(2);
 /// Commands taken per turn, so that datagrams are not starved by a burst.
 const COMMANDS_PER_TURN: usize = 256;
 /// Joins taken per turn: each costs about 0.3 ms, as much as sending 250 packets.
@@ -226,6 +229,12 @@ pub(crate) fn spawn(
     let mut socket = ShardSocket::bind(&cfg.ice, index)?;
     let poll = Poll::new().map_err(failed)?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE).map_err(failed)?);
+    let mut tcp = None;
+    if cfg.ice.tcp {
+        let mut side = TcpSide::listen(&cfg.ice, socket.local_addr().map_err(failed)?)?;
+        side.register(poll.registry(), TCP).map_err(failed)?;
+        tcp = Some(side);
+    }
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(socket.source(), SOCKET, both).map_err(failed)?;
     let (inbox, commands) = crossbeam_channel::bounded(cfg.limits.shard_inbox_messages_max);
@@ -246,6 +255,8 @@ pub(crate) fn spawn(
         streams_max: cfg.limits.streams_max,
         ..Limits::default()
     };
+    core_config.tcp_candidates =
+        tcp.as_ref().map(|side| side.candidates().to_vec()).unwrap_or_default();
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     core_config.start_unix_us = u64::try_from(since_epoch.as_micros()).unwrap_or(0);
     let now = Instant::now();
@@ -253,6 +264,7 @@ pub(crate) fn spawn(
     let run = Run {
         core: Core::new(core_config, now, rand::random()),
         socket,
+        tcp,
         readable: true,
         batch: Batch::new(BATCH_RUNS, BATCH_BYTES),
         unsent: None,
@@ -307,6 +319,8 @@ pub(crate) struct Latencies {
 struct Run {
     core: Core,
     socket: ShardSocket,
+    /// For viewers whose network lets no UDP through.
+    tcp: Option<TcpSide>,
     /// The socket may hold datagrams: readiness is only told when it changes.
     readable: bool,
     batch: Batch,
@@ -338,7 +352,12 @@ impl Run {
                 return;
             }
             let start = Instant::now();
-            for event in events.iter().filter(|event| event.token() == SOCKET) {
+            for event in &events {
+                if event.token() != SOCKET {
+                    // The waker's own event needs nothing more.
+                    let _ours = self.tcp.as_mut().is_some_and(|tcp| tcp.ready(event));
+                    continue;
+                }
                 self.readable |= event.is_readable();
                 if event.is_writable() && self.unsent.is_some() {
                     self.flush();
@@ -354,6 +373,9 @@ impl Run {
             }
             let more_media = self.send_media();
             let now = Instant::now();
+            if let Some(tcp) = &mut self.tcp {
+                tcp.close_late(now);
+            }
             self.flush_backlog();
             self.second.busy += start.elapsed();
             self.each_second(now);
@@ -365,7 +387,8 @@ impl Run {
     }
 
     fn wait_time(&self, now: Instant) -> Option<Duration> {
-        if self.readable || self.more_media || !self.commands.is_empty() {
+        let tcp_waits = self.tcp.as_ref().is_some_and(TcpSide::has_more);
+        if self.readable || tcp_waits || self.more_media || !self.commands.is_empty() {
             return Some(Duration::ZERO);
         }
         let mut until = self.second.since + Duration::from_secs(1);
@@ -373,6 +396,9 @@ impl Run {
             until = until.min(at);
         }
         if let Some(at) = self.stop_at {
+            until = until.min(at);
+        }
+        if let Some(at) = self.tcp.as_ref().and_then(TcpSide::next_timeout) {
             until = until.min(at);
         }
         if !self.backlog.is_empty() {
@@ -451,6 +477,7 @@ impl Run {
     }
 
     fn take_datagrams(&mut self) {
+        self.take_tcp();
         let start = Instant::now();
         let mut now = start;
         for _ in 0..DATAGRAMS_PER_TURN {
@@ -473,6 +500,19 @@ impl Run {
             if now - start > DATAGRAMS_TIME {
                 return;
             }
+        }
+    }
+
+    /// The same from connections.
+    fn take_tcp(&mut self) {
+        let start = Instant::now();
+        let mut now = start;
+        while now - start < DATAGRAMS_TIME {
+            let Some(tcp) = &mut self.tcp else { return };
+            let Some((addr, to, bytes)) = tcp.receive(now) else { return };
+            self.core.datagram(now, Route { proto: Proto::Tcp, addr }, to, bytes);
+            self.drain();
+            now = Instant::now();
         }
     }
 
@@ -499,9 +539,17 @@ impl Run {
     fn flush(&mut self) {
         let Some(cursor) = &mut self.unsent else { return };
         let now = Instant::now();
-        let (latency, metrics) = (&mut self.latency, &mut self.metrics);
-        let flow = self.socket.send_batch(&self.batch, cursor, |run, fate| match fate {
-            Fate::Sent => {
+        let (latency, metrics, tcp) = (&mut self.latency, &mut self.metrics, &mut self.tcp);
+        let batch = &self.batch;
+        let flow = self.socket.send_batch(batch, cursor, |run, fate| match fate {
+            Fate::Sent | Fate::Elsewhere => {
+                if fate == Fate::Elsewhere
+                    && let Some(tcp) = tcp
+                    && tcp.send(run.to.addr, batch.bytes(run), run.segment) != Sent::Done
+                {
+                    metrics.tcp_dropped += run.count as u64;
+                    return;
+                }
                 if let Some(arrived) = run.arrived {
                     let kind = if run.controller {
                         &mut latency.controllers
@@ -512,7 +560,6 @@ impl Run {
                 }
             }
             Fate::Refused => metrics.send_refused += run.count as u64,
-            Fate::Elsewhere => {}
         });
         match flow {
             Flow::Done => self.unsent = None,
@@ -524,7 +571,7 @@ impl Run {
         while let Some(output) = self.core.poll_output() {
             let event = match output {
                 Output::Transmit { to, bytes, .. } => {
-                    match self.socket.send(to.addr, &bytes) {
+                    match self.send_small(to, &bytes) {
                         Sent::Done => {}
                         Sent::Full => self.metrics.send_full += 1,
                         Sent::Refused => self.metrics.send_refused += 1,
@@ -543,6 +590,14 @@ impl Run {
                 }
             };
             self.tell(event);
+        }
+    }
+
+    fn send_small(&mut self, to: Route, bytes: &[u8]) -> Sent {
+        match (to.proto, &mut self.tcp) {
+            (Proto::Udp, _) => self.socket.send(to.addr, bytes),
+            (Proto::Tcp, Some(tcp)) => tcp.send(to.addr, bytes, bytes.len()),
+            (Proto::Tcp, None) => Sent::Refused,
         }
     }
 
@@ -593,6 +648,8 @@ impl Run {
             .store(u64::try_from(busy).unwrap_or(1_000).min(1_000), Ordering::Relaxed);
         stats.viewers.store(self.core.viewer_count() as u64, Ordering::Relaxed);
         stats.bytes_out.store(self.core.counters().bytes_out, Ordering::Relaxed);
+        let tcp = self.tcp.as_ref().map(|tcp| (tcp.counts(), tcp.connections()));
         self.metrics.publish(self.core.counters(), stats, &self.latency);
+        self.metrics.publish_tcp(tcp.unwrap_or_default());
     }
 }

@@ -86,6 +86,11 @@ impl ShardSocket {
         &self.candidates
     }
 
+    /// What was bound.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
     /// For registration with the shard's poll.
     pub fn source(&mut self) -> &mut UdpSocket {
         &mut self.socket
