@@ -119,7 +119,11 @@ impl Backend {
         futures::stream::iter(calls).buffered(CALLS).try_collect().await
     }
 
-    async fn ticket(
+    /// One token.
+    ///
+    /// # Errors
+    /// The control API refuses it.
+    pub async fn ticket(
         &self,
         name: String,
         stream: usize,

@@ -24,8 +24,6 @@ pub(super) const ADDED: &str = "fanlight_router_added_latency_within_total";
 pub(super) const SHARD_THREAD: &str = "fl-shard";
 /// Time for a viewer to have its first picture.
 const FIRST: Duration = Duration::from_secs(30);
-/// Pictures by which a window lies ahead of now, so that no viewer has them yet.
-const AHEAD: u64 = 30;
 /// Time for the last pictures of a window to arrive and be repaired.
 const SETTLE: Duration = Duration::from_millis(1_500);
 
@@ -82,18 +80,18 @@ pub(super) async fn gather(
 async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let idle = lab.fleet.memory()?;
     let sampler = Sampler::start(lab.fleet.router.pid());
-    let _joined = gather(lab, args.viewers, args.join_rate).await?;
+    gather(lab, args.viewers, args.join_rate).await?;
     // Joins leave buffers and replays behind; their cost is not that of the fan-out.
     tokio::time::sleep(SETTLE).await;
     let before = lab.fleet.scrape_settled().await?;
     let drops_before = drops(lab).await?;
     let asked_before = lab.keyframes_asked();
-    lab.open_windows(AHEAD);
+    lab.open_windows();
     let usage_before = lab.fleet.usage()?;
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let usage = lab.fleet.usage()?;
     let memory = lab.fleet.memory()?;
-    lab.close_windows(AHEAD);
+    lab.close_windows();
     let after = lab.fleet.scrape_settled().await?;
     tokio::time::sleep(SETTLE).await;
     let report = lab.crowd.swarm().report(false).await?;
@@ -120,7 +118,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     }
     let forwarded = after.since(&before, "fanlight_router_packets_forwarded_total");
     cost(&mut findings, args, &totals, forwarded, &usage_before, &usage);
-    latency(&mut findings, &before, &after);
+    added(&mut findings, &before, &after, true);
     path(&mut findings, &report);
     let per_viewer = |now: u64, then: u64| (now as f64 - then as f64) / args.viewers as f64;
     findings
@@ -207,14 +205,16 @@ fn cost(
     findings.measured("burst_us", Some(burst));
 }
 
-/// Added latency as the router stamps it.
-pub(super) fn latency(findings: &mut Findings, before: &Scrape, after: &Scrape) {
+/// Added latency as the router stamps it; `lease`: somebody holds the control lease.
+pub(super) fn added(findings: &mut Findings, before: &Scrape, after: &Scrape, lease: bool) {
     let all = after.histogram_since(before, ADDED, &[]);
-    let lease = after.histogram_since(before, ADDED, &[("role", "controller")]);
+    let holders = after.histogram_since(before, ADDED, &[("role", "controller")]);
     let quantile = |h: &Option<crate::server::Histogram>, q| h.as_ref().and_then(|h| h.quantile(q));
     findings.measured("added_latency_us_p50", quantile(&all, 0.5));
     findings.measured("added_latency_us_p99", quantile(&all, 0.99));
-    findings.measured("lease_holder_latency_us_p99", quantile(&lease, 0.99));
+    if lease {
+        findings.measured("lease_holder_latency_us_p99", quantile(&holders, 0.99));
+    }
     if let Some(all) = &all {
         let bars = all.bars();
         findings.plot(Plot::bars("Added latency", "us", "packets").with("all viewers", bars));

@@ -162,6 +162,7 @@ fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// To what is worth reading: whole numbers stay whole, others get six digits behind the point.
 fn rounded(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
+        #[expect(clippy::cast_possible_truncation, reason = "whole and below 10^15")]
         return json!(value as i64);
     }
     json!((value * 1e6).round() / 1e6)

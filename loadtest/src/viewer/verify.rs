@@ -206,7 +206,7 @@ mod tests {
             let mut payloads = Vec::new();
             Packetizer::new(1_100).packetize(&picture.au, &mut payloads).unwrap();
             let Picture { number, hash, key, discardable, .. } = picture;
-            let packets = payloads.len() as u32;
+            let packets = u32::try_from(payloads.len()).unwrap();
             let leaving = Leaving { number, hash, packets, bytes: 0, key, discardable };
             self.device.ledger.publish(Instant::now(), leaving);
             (picture, payloads)
