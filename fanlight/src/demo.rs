@@ -157,14 +157,17 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         log,
         drain: drain.clone(),
     };
-    let admin = AdminServer::bind(loopback(), admin).await?;
+    let mut admin = AdminServer::bind(loopback(), admin).await?;
     let admin_addr = admin.addr();
-    shutdown.spawn("admin listener", admin.run(shutdown.token()));
 
     let control = start_control(state.path(), &shutdown).await?;
     let ca = control.ca().context("the demo's control API has no CA")?;
     let endpoint = format!("https://{}", control.node_addr());
     let routers = start_routers(&args, ca, &endpoint, &readiness, &shutdown).await?;
+    if let Some((_, first)) = routers.first() {
+        admin = admin.with_routes(first.admin_routes());
+    }
+    shutdown.spawn("admin listener", admin.run(shutdown.token()));
     let phones = start_phones(&args, state.path()).await?;
     let worker = start_worker(&args, &phones, ca, &endpoint, state.path(), &shutdown).await?;
     let streams = create_streams(&control, &phones, &routers, &shutdown).await?;

@@ -178,6 +178,7 @@ pub struct AdminServer {
     listener: TcpListener,
     addr: SocketAddr,
     admin: Admin,
+    routes: Router,
 }
 
 impl AdminServer {
@@ -185,7 +186,14 @@ impl AdminServer {
     pub async fn bind(addr: SocketAddr, admin: Admin) -> Result<Self, BindError> {
         let listener = bind_tcp("admin listener", addr).await?;
         let addr = listener.local_addr().map_err(|e| BindError::new("admin listener", addr, e))?;
-        Ok(Self { listener, addr, admin })
+        Ok(Self { listener, addr, admin, routes: Router::new() })
+    }
+
+    /// Adds the role's own routes.
+    #[must_use]
+    pub fn with_routes(mut self, routes: Router) -> Self {
+        self.routes = self.routes.merge(routes);
+        self
     }
 
     /// What was bound.
@@ -196,21 +204,22 @@ impl AdminServer {
     /// Serves until the token is cancelled, then gives open requests a moment.
     pub async fn run(self, end: CancellationToken) {
         let limits = HttpLimits { connections_max: MAX_CONNECTIONS, ..HttpLimits::default() };
-        http::serve(self.listener, router(self.admin), limits, end).await;
+        http::serve(self.listener, router(self.admin, self.routes), limits, end).await;
     }
 }
 
-fn router(admin: Admin) -> Router {
-    Router::new()
+fn router(admin: Admin, routes: Router) -> Router {
+    let own = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/version", get(version))
         .route("/log-level", get(log_level).put(set_log_level))
         .route("/drain", post(drain))
+        .with_state(admin);
+    own.merge(routes)
         .layer(middleware::from_fn(refuse_web_pages))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .with_state(admin)
 }
 
 /// A page in an operator's browser can send a POST to a loopback port; browsers then say where it

@@ -37,6 +37,7 @@ mod stream;
 mod streams;
 mod token;
 mod udp;
+mod viewers;
 mod whep;
 
 pub use config::{ConfigMistake, Egress, IceConfig, LimitsConfig, RouterConfig};

@@ -39,6 +39,7 @@ use crate::{
     shard::{self, Command, Shard, ShardEvent, ShardHandle},
     streams::Streams,
     token::Tokens,
+    viewers,
     whep::{self, Whep},
 };
 
@@ -274,6 +275,13 @@ impl Router {
     /// Where ingest workers connect.
     pub fn quic_addr(&self) -> SocketAddr {
         self.quic_addr
+    }
+
+    /// What a router adds to the admin listener.
+    #[must_use]
+    pub fn admin_routes(&self) -> axum::Router {
+        let (streams, shards) = (Arc::clone(&self.node.streams), Arc::clone(&self.node.shards));
+        viewers::routes(Arc::new(viewers::Viewers::new(streams, shards)))
     }
 
     /// The shards' candidates.

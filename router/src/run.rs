@@ -83,7 +83,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     if let Some(addr) = admin_listen {
         let readiness = router.readiness().clone();
         let admin = Admin { metrics, readiness, log, drain: drain.clone() };
-        let server = AdminServer::bind(addr, admin).await?;
+        let server = AdminServer::bind(addr, admin).await?.with_routes(router.admin_routes());
         tracing::info!(addr = %server.addr(), "admin listener");
         admin_addr = Some(server.addr());
         shutdown.spawn("router admin", server.run(shutdown.token()));

@@ -23,7 +23,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError};
 use fanlight_router_core::{
     Answer, Batch, Core, CoreConfig, DownReason, Frame, GoneReason, IceCredentials, JoinError,
     JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Role, Route, SessionId, StreamInfo,
-    StreamKey,
+    StreamKey, ViewerStats,
 };
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::{mpsc, oneshot};
@@ -62,6 +62,8 @@ pub(crate) enum Command {
         remote: IceCredentials,
         reply: oneshot::Sender<Option<IceCredentials>>,
     },
+    /// Every viewer's figures go to `reply`.
+    Stats { reply: oneshot::Sender<Vec<ViewerStats>> },
     /// Closes all sessions properly, then ends the thread, at the latest at `until`.
     Stop { until: Instant },
 }
@@ -404,6 +406,9 @@ impl Run {
             Command::RestartIce { session, remote, reply } => {
                 // Nobody waits any more if this fails.
                 let _ = reply.send(self.core.restart_ice(now, session, remote));
+            }
+            Command::Stats { reply } => {
+                let _ = reply.send(self.core.all_viewer_stats().collect());
             }
             Command::Stop { until } => self.stop(now, until),
         }

@@ -40,6 +40,34 @@ async fn a_viewer_gets_exactly_the_published_access_units() {
 }
 
 #[tokio::test]
+async fn an_operator_sees_how_each_viewer_fares() {
+    let world = World::new().await;
+    let mut publisher = live_stream(&world, GOP).await;
+    let mut viewer = Viewer::join(&world, "pixel", &world.token("pixel", "ann")).await;
+    assert_eq!(nals(&viewer.frame().await.0), nals(&frame(0, GOP)));
+    publisher.send_frame(1, &frame(1, GOP), TICKS).await;
+    viewer.frame().await;
+    // Asked as the admin listener would be; twice at once is refused.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/viewers", listener.local_addr().unwrap());
+    let routes = world.router.admin_routes();
+    let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+    let ask = || async { world.http.get(&url).send().await.unwrap() };
+    let (one, other) = tokio::join!(ask(), ask());
+    let mut statuses = [one.status().as_u16(), other.status().as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 429]);
+    let answer = if one.status() == 200 { one } else { other };
+    let rows: serde_json::Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    let row = &rows.as_array().unwrap()[0];
+    assert_eq!((&row["viewer"], &row["stream"]), (&"ann".into(), &"pixel".into()));
+    assert_eq!((&row["state"], &row["share"]), (&"live".into(), &"full".into()));
+    assert!(row["remote"].as_str().unwrap().starts_with("127.0.0.1:"), "{row}");
+    serving.abort();
+    world.end().await;
+}
+
+#[tokio::test]
 async fn a_late_joiner_gets_the_current_group_of_pictures_at_once() {
     let world = World::new().await;
     let mut publisher = live_stream(&world, GOP).await;

@@ -2,7 +2,8 @@
 //! library random ones in their place. Not a DTLS implementation, and no judgement of the peer:
 //! keys may be here before its certificate was compared, so nothing is sent under them before the
 //! library says that it is connected. Invariant: a slot gives keys out once, and with
-//! [`Decoy::Yes`] nobody else ever has them.
+//! [`Decoy::Yes`] no other sender has them. Our copy is wiped when it is dropped; the library frees
+//! its own without wiping.
 //!
 //! Also here, since it replaces the same provider: one DTLS configuration for all associations of
 //! an MTU. The library makes one for each association, whose self-tests are most of a join's cost.
@@ -238,4 +239,106 @@ fn decoy(len: usize) -> KeyingMaterial {
     // Should there be no random bytes, then zeros serve: they are not the keys either.
     let _ = aws_lc_rs::rand::fill(&mut bytes);
     KeyingMaterial::new(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some_keying() -> Option<Keying> {
+        keying(SrtpProfile::AEAD_AES_128_GCM, &[7; 56], true)
+    }
+
+    #[test]
+    fn keys_that_come_again_are_not_given_out_again() {
+        let slot = KeySlot::new(Decoy::Yes);
+        assert!(slot.take().is_none());
+        slot.put(some_keying());
+        slot.put(keying(SrtpProfile::AEAD_AES_256_GCM, &[8; 88], true));
+        assert_eq!(slot.take().map(|k| k.profile()), Some(Profile::AeadAes128Gcm));
+        slot.put(some_keying());
+        assert!(slot.take().is_none());
+    }
+
+    #[test]
+    fn unusable_keys_are_the_end_of_it() {
+        let slot = KeySlot::new(Decoy::Yes);
+        slot.put(keying(SrtpProfile::AEAD_AES_128_GCM, &[7; 55], true));
+        slot.put(some_keying());
+        assert!(slot.take().is_none());
+    }
+
+    #[test]
+    fn a_slot_and_what_is_in_it_do_not_show_keys_when_printed() {
+        let slot = KeySlot::new(Decoy::Yes);
+        slot.put(some_keying());
+        let shown = format!("{slot:?}");
+        assert!(shown.contains("Keying { profile: AeadAes128Gcm, active: true }"), "{shown}");
+        assert!(!shown.contains("7, 7"), "{shown}");
+    }
+
+    #[test]
+    fn a_decoy_is_random_and_as_long() {
+        let (one, two) = (decoy(88), decoy(88));
+        assert_eq!((one.len(), two.len()), (88, 88));
+        assert!(one[..] != two[..] && one[..] != [0; 88]);
+    }
+
+    #[test]
+    fn one_configuration_serves_an_mtu_and_few_are_kept() {
+        let made: Vec<_> = (0..12).map(|i| config(Some(1_200 + i)).unwrap()).collect();
+        let again = config(Some(1_200)).unwrap();
+        assert!(Arc::ptr_eq(&made[0], &again));
+        assert_eq!((again.mtu(), again.use_server_cookie()), (1_200, false));
+        let last = config(Some(1_211)).unwrap();
+        assert_eq!(last.mtu(), 1_211);
+        assert!(!Arc::ptr_eq(&made[11], &last), "past the bound it is made anew");
+    }
+
+    #[test]
+    fn there_is_one_provider() {
+        assert!(Arc::ptr_eq(&crypto(), &crypto()));
+    }
+
+    fn instance(active: bool, now: Instant) -> Box<dyn DtlsInstance> {
+        let certificate = TapProvider.generate_certificate().unwrap();
+        let mut dtls =
+            TapProvider.new_dtls(&certificate, now, DtlsVersion::Dtls12, Some(1_150)).unwrap();
+        dtls.set_active(active);
+        dtls.handle_timeout(now).unwrap();
+        dtls
+    }
+
+    /// Hands packets over until there are none; whether `from` says that it is connected.
+    fn hand_over(from: &mut dyn DtlsInstance, to: &mut dyn DtlsInstance) -> bool {
+        let (mut buf, mut connected) = (vec![0; 2_000], false);
+        loop {
+            match from.poll_output(&mut buf) {
+                DtlsOutput::Packet(packet) => to.handle_packet(packet).unwrap(),
+                DtlsOutput::Connected => connected = true,
+                DtlsOutput::Timeout(_) => return connected,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn the_tap_tells_the_state_of_a_close() {
+        let now = Instant::now();
+        let (mut client, mut server) = (instance(true, now), instance(false, now));
+        assert!(client.is_active() && !server.is_active());
+        let (mut first, mut second) = (false, false);
+        for _ in 0..20 {
+            first |= hand_over(&mut *client, &mut *server);
+            second |= hand_over(&mut *server, &mut *client);
+        }
+        assert!(first && second);
+        assert_eq!(server.protocol_version(), Some(ProtocolVersion::DTLS1_2));
+        assert_eq!(client.send_application_data(b"hello").unwrap(), 5);
+        assert!(!server.is_closing() && !server.is_closed());
+        server.close().unwrap();
+        assert!(server.is_closing() && !server.is_closed(), "its alert is not sent yet");
+        hand_over(&mut *server, &mut *client);
+        assert!(server.is_closed());
+    }
 }

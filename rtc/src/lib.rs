@@ -3,5 +3,7 @@
 //! clock. Invariant: no key outlives the context that was made of it.
 #![forbid(unsafe_code)]
 
+#[doc(hidden)]
+pub mod fuzz;
 pub mod keys;
 pub mod srtp;

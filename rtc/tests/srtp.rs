@@ -318,3 +318,9 @@ fn an_opened_packet_names_its_source() {
     let opened = server.rtp_in.open(&packet, &mut Vec::new());
     assert_eq!(opened, Ok(RtpOpened { ssrc: 0xdead_beef, index: 77 }));
 }
+
+/// A fan-out walks many of them, so their size is kept in sight.
+#[test]
+fn a_sealer_is_small() {
+    assert!(size_of::<RtpSealer>() <= 40, "{}", size_of::<RtpSealer>());
+}

@@ -207,7 +207,7 @@ const TRANSPORT_CC: [u8; 36] = [
     0x20, 0x02, // run: two small deltas
     0x00, 0x08, // run: eight that did not arrive
     0xd8, 0x00, // two-bit vector of seven: 1 2 0 0 0 0 0
-    0xa0, 0x01, // one-bit vector of fourteen, eight used: 1 0 0 0 0 0 0 0
+    0x90, 0x03, // one-bit vector of fourteen, eight used: 0 1 0 0 0 0 0 0
     0x04, 0x00, 0x08, // 1 ms, 0, 2 ms
     0xff, 0xfc, // -1 ms
     0xff, // 63.75 ms
@@ -223,7 +223,7 @@ fn a_transport_feedback_with_each_kind_of_chunk() {
     assert_eq!(feedback.feedback_count, 9);
     let arrived: Vec<(u16, i64)> =
         feedback.packets().filter_map(|(seq, at)| Some((seq, at?))).collect();
-    assert_eq!(arrived, [(65_534, 1_000), (65_535, 1_000), (8, 3_000), (9, 2_000), (15, 65_750)]);
+    assert_eq!(arrived, [(65_534, 1_000), (65_535, 1_000), (8, 3_000), (9, 2_000), (16, 65_750)]);
     let numbers: Vec<u16> = feedback.packets().map(|(seq, _)| seq).collect();
     assert_eq!(numbers, (0..25).map(|i| 65_534u16.wrapping_add(i)).collect::<Vec<_>>());
 }

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, cmd, has, output, root};
 
-const PACKAGES: [&str; 5] = ["wire", "adb", "device-sim", "router/core", "ingest-worker"];
+const PACKAGES: [&str; 6] = ["wire", "rtc", "adb", "device-sim", "router/core", "ingest-worker"];
 
 /// Runs each target for `seconds`.
 pub(crate) fn run(seconds: u64, only: Option<&str>) -> Result<()> {

@@ -165,8 +165,9 @@ counters! {
 }
 
 impl Counters {
-    /// Adds what happened to one viewer between two looks.
-    pub(crate) fn note_pressure(&mut self, before: Transitions, after: Transitions) {
+    /// Adds what happened to one viewer since the last look.
+    pub(crate) fn note_pressure(&mut self, noted: &mut Transitions, after: Transitions) {
+        let before = std::mem::replace(noted, after);
         self.pressure_thinned += after.thinned - before.thinned;
         self.pressure_stopped += after.stopped - before.stopped;
         self.pressure_silenced += after.silenced - before.silenced;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::egress::Packets;
 use crate::history::History;
-use crate::limits::{LAG_FRAMES_MAX, Limits};
+use crate::limits::{LAG_MAX, Limits};
 use crate::pressure::{Admit, Pressure};
 use crate::rewrite::Rewriter;
 
@@ -61,6 +61,8 @@ pub(crate) struct Feed {
 pub(crate) struct Caught {
     /// They are on their way.
     pub(crate) taken: u64,
+    /// Of these, keyframes.
+    pub(crate) keys: u64,
     /// They would not decode, or the viewer is not connected.
     pub(crate) skipped: u64,
     /// They are more than the viewer's path takes.
@@ -70,8 +72,8 @@ pub(crate) struct Caught {
 }
 
 impl Caught {
-    /// The ordinary case: one picture, and it is on its way.
-    pub(crate) const ONE: Self = Self { taken: 1, skipped: 0, thinned: 0, lost: false };
+    /// The ordinary case: one picture, no keyframe, and it is on its way.
+    pub(crate) const ONE: Self = Self { taken: 1, keys: 0, skipped: 0, thinned: 0, lost: false };
 }
 
 /// Why [`Feed::pump`] stopped.
@@ -159,7 +161,7 @@ impl Feed {
             self.cursor = end;
             return caught;
         }
-        if end.saturating_sub(self.cursor) > LAG_FRAMES_MAX {
+        if self.lags(now, history) {
             let ahead = history.group_start().filter(|key| *key >= self.cursor);
             caught.skipped = ahead.unwrap_or(end) - self.cursor;
             caught.lost = ahead.is_none();
@@ -178,6 +180,15 @@ impl Feed {
             }
         }
         caught
+    }
+
+    /// Whether the next picture has waited too long. One or two that wait are nothing: they may be
+    /// all that a static screen has sent for an hour.
+    fn lags(&self, now: Instant, history: &History) -> bool {
+        history.end().saturating_sub(self.cursor) > 2
+            && history
+                .get(self.cursor)
+                .is_none_or(|f| now.saturating_duration_since(f.arrived) > LAG_MAX)
     }
 
     fn take(
@@ -213,6 +224,7 @@ impl Feed {
         let rtp_time = self.rewriter.live(now, frame.rtp_time);
         self.queue.push_back(Queued { no, rtp_time, sent: 0, live: true });
         caught.taken += 1;
+        caught.keys += u64::from(frame.key);
     }
 
     /// Nothing decodes until the next keyframe: the source lost a picture, or is another one.

@@ -92,7 +92,7 @@ impl History {
     /// refer to, and the newest picture in any case.
     pub(crate) fn replay(&self) -> impl Iterator<Item = (u64, &Arc<Frame>)> + Clone {
         let newest = self.end().saturating_sub(1);
-        let from = self.key.unwrap_or(self.end());
+        let from = self.key.unwrap_or_else(|| self.end());
         (from..self.end())
             .filter_map(|no| Some((no, self.get(no)?)))
             .filter(move |(no, f)| f.key || !f.discardable || *no == newest)

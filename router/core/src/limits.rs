@@ -38,9 +38,10 @@ pub const HELD_KEYS_MAX: usize = 16;
 /// Data channels that a viewer may open; the player opens two. One more ends the viewer.
 pub const CHANNELS_PER_VIEWER_MAX: usize = 8;
 
-/// Pictures that a viewer may be behind its stream because the shard did not get round to it: a
-/// quarter of a second at 60 per second. One more moves it on to the newest keyframe.
-pub const LAG_FRAMES_MAX: u64 = 16;
+/// How long a picture may wait in the router for one viewer, because the shard does not get round to
+/// it or the socket is full. One that is older moves the viewer on to the newest keyframe. A source
+/// that sends much at once after a pause is no reason: its pictures are new.
+pub const LAG_MAX: Duration = Duration::from_millis(250);
 
 /// Largest group of pictures that answers a keyframe request of a viewer that has been watching for a
 /// while: a tenth of a second of 20 Mbit/s. A larger one would cost the viewer's path more than a

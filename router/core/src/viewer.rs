@@ -27,7 +27,7 @@ use crate::input::Inputs;
 use crate::limits::{
     PROTOCOL_DATAGRAMS, REPAIR_BYTES, REPAIR_REQUESTS, RTCP_DATAGRAMS, STUN_STRANGERS,
 };
-use crate::pressure::{Level, Pressure};
+use crate::pressure::{Level, Pressure, Transitions};
 
 /// Protocol timers further away than this are not set: the library says "never" with a moment a
 /// century away.
@@ -45,6 +45,8 @@ pub(crate) enum Fault {
 pub(crate) struct Hot {
     pub(crate) feed: Feed,
     pub(crate) pressure: Pressure,
+    /// What of its transitions is counted already.
+    pub(crate) noted: Transitions,
     /// Where media goes; known once the viewer is connected.
     pub(crate) route: Option<Route>,
     /// Made when DTLS agreed on keys.
@@ -145,6 +147,7 @@ impl Viewer {
             hot: Hot {
                 feed: parts.feed,
                 pressure: Pressure::new(),
+                noted: Transitions::default(),
                 route: None,
                 media: None,
                 controller: parts.role == Role::Controller,

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fanlight_rtc::keys::{self, Decoy, KeySlot};
 use fanlight_wire::input::{DeviceMessage, InputBody, InputMessage};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -90,6 +91,11 @@ pub(crate) struct Client {
     pub(crate) connected: bool,
     /// A client that neither hears nor speaks any more.
     pub(crate) dead: bool,
+    /// The client's media keys, for tests that speak in its name.
+    pub(crate) keys: KeySlot,
+    /// What its path takes; the queue before it holds 300 ms.
+    pub(crate) downlink_bps: Option<u64>,
+    downlink_free: Instant,
     timeout: Instant,
     seq: u32,
 }
@@ -169,8 +175,14 @@ impl World {
     }
 
     pub(crate) fn frame(&mut self, frame: Arc<Frame>) {
-        self.core.frame(self.now, STREAM, frame);
+        self.offer(frame);
         self.drain_core();
+    }
+
+    /// A frame comes, and the shard does not get round to its viewers.
+    pub(crate) fn offer(&mut self, mut frame: Arc<Frame>) {
+        Arc::make_mut(&mut frame).arrived = self.now;
+        self.core.frame(self.now, STREAM, frame);
     }
 
     /// A client sends an input message.
@@ -331,8 +343,20 @@ impl World {
             return;
         }
         let jitter = self.link.jitter.mul_f64(self.random.random());
+        let mut leaves = self.now;
+        if let Packet::ToClient(index, bytes) = &packet
+            && let Some(bps) = self.clients[*index].downlink_bps
+        {
+            let client = &mut self.clients[*index];
+            let takes = Duration::from_micros(bytes.len() as u64 * 8_000_000 / bps);
+            leaves = client.downlink_free.max(self.now) + takes;
+            if leaves - self.now > Duration::from_millis(300) {
+                return;
+            }
+            client.downlink_free = leaves;
+        }
         self.flown += 1;
-        self.flying.insert((self.now + self.link.delay + jitter, self.flown), packet);
+        self.flying.insert((leaves + self.link.delay + jitter, self.flown), packet);
     }
 
     /// Says goodbye from the client's side.
@@ -344,13 +368,15 @@ impl World {
 
 impl Client {
     fn offer(now: Instant, index: usize, address: SocketAddr) -> (Self, String, SdpPendingOffer) {
-        let mut rtc = Rtc::builder()
+        let slot = KeySlot::new(Decoy::No);
+        let builder = Rtc::builder()
+            .set_crypto_provider(keys::crypto())
             .set_rtp_mode(true)
             .clear_codecs()
             .enable_h264(true)
             .set_extension(5, Extension::PlayoutDelay)
-            .set_extension(6, Extension::AbsoluteCaptureTime)
-            .build(now);
+            .set_extension(6, Extension::AbsoluteCaptureTime);
+        let mut rtc = keys::with_slot(&slot, || builder.build(now));
         rtc.add_local_candidate(Candidate::host(address, "udp").unwrap());
         let mut changes = rtc.sdp_api();
         let mid = changes.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
@@ -374,6 +400,9 @@ impl Client {
             moves: None,
             connected: false,
             dead: false,
+            keys: slot,
+            downlink_bps: None,
+            downlink_free: now,
             timeout: now,
             seq: 0,
         };

@@ -1,7 +1,7 @@
 //! SRTP and SRTCP (RFC 3711, RFC 7714) for one DTLS association: four one-way contexts. Not a
 //! session: sequence numbers and rollover counters of what is sent are the caller's. Invariant:
-//! bytes that do not authenticate change no state and give out no plaintext; all keys of a context
-//! are wiped when it is dropped.
+//! bytes that do not authenticate change no state and give out no plaintext; the keys of a context
+//! are wiped when it is dropped (of AES counter mode, a move may leave a copy on the stack).
 //!
 //! | context | direction | keeps |
 //! |---|---|---|
@@ -20,6 +20,7 @@ mod vectors;
 
 pub use derive::{Keying, Profile};
 pub use rtcp::{MAX_RTCP_SOURCES, RtcpOpener, RtcpSealer};
+pub(crate) use rtp::header_len;
 pub use rtp::{MAX_RTP_SOURCES, RtpOpened, RtpOpener, RtpSealer};
 
 /// Why a packet was not opened or sealed, or a context not made. Retrying does not help.

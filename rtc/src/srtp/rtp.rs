@@ -172,7 +172,7 @@ impl RtpOpener {
 }
 
 /// Length of the header with sources and extension, where all of it is there.
-fn header_len(packet: &[u8]) -> Option<usize> {
+pub(crate) fn header_len(packet: &[u8]) -> Option<usize> {
     let first = *packet.first()?;
     if first >> 6 != 2 {
         return None;

@@ -24,7 +24,8 @@ pub struct TransportCc<'a> {
     pub sender: Ssrc,
     /// Some source of the transport; it carries no meaning.
     pub media: Ssrc,
-    /// Transport-wide number of the first packet that it speaks of.
+    /// Transport-wide number of the first packet that it speaks of. Some receivers begin with one
+    /// that has arrived: what lies between two feedbacks may be lost without being spoken of.
     pub base_seq: u16,
     /// Number of packets that it speaks of, at most [`MAX_STATUSES`].
     pub status_count: u16,

@@ -151,9 +151,10 @@ impl Core {
         let Some(media) = viewer.hot.media.as_mut() else { return };
         let results = &mut self.arrived;
         results.clear();
-        let mut end = 0;
-        for (seq, arrived_us) in report.packets().take(ARRIVALS_PER_FEEDBACK_MAX) {
+        let (mut end, reference_us) = (0, report.reference_time_us());
+        for (seq, after_us) in report.packets().take(ARRIVALS_PER_FEEDBACK_MAX) {
             let Some((number, sent_us, bytes)) = media.log.report(seq) else { continue };
+            let arrived_us = after_us.map(|after| reference_us + after);
             results.push(PacketResult { sent_us, bytes, arrived_us });
             end = end.max(number + 1);
         }
@@ -168,9 +169,8 @@ impl Core {
         let oldest = media.log.oldest_unreported_us();
         let oldest = oldest.map(|at| Duration::from_micros(now_us.saturating_sub(at)));
         let pressure = &mut viewer.hot.pressure;
-        let before = pressure.transitions();
         pressure.on_feedback(now, &evidence, rates, oldest);
-        self.counters.note_pressure(before, pressure.transitions());
+        self.counters.note_pressure(&mut viewer.hot.noted, pressure.transitions());
         if pressure.wants_keyframe(now) {
             let stream = viewer.stream;
             self.need_keyframe(stream, KeyframeReason::Loss);

@@ -44,8 +44,8 @@ impl Core {
     ///
     /// Call it after inputs, send the batch, look for datagrams, and call it again until it returns
     /// `false`. A driver whose socket is full keeps the batch and does not call: frames wait in
-    /// their stream's history, and a viewer that is more than [`crate::limits::LAG_FRAMES_MAX`]
-    /// behind is moved on to the newest keyframe.
+    /// their stream's history, and a viewer whose next one has waited longer than
+    /// [`crate::limits::LAG_MAX`] is moved on to the newest keyframe.
     pub fn poll_media(&mut self, now: Instant, batch: &mut Batch) -> bool {
         self.advance(now);
         batch.clear();
@@ -373,17 +373,17 @@ fn serve(
     scratch: &mut Scratch,
     batch: &mut Batch,
 ) -> Served {
-    let Hot { feed, pressure, media, route, controller, .. } = hot;
+    let Hot { feed, pressure, noted, media, route, controller, .. } = hot;
     let (Some(route), Some(media)) = (*route, media.as_mut()) else {
         return Served { pumped: Pumped::Idle, lost: false };
     };
-    let before = pressure.transitions();
-    if media.is_silent(turn.now_us) {
+    let silent = media.is_silent(turn.now_us);
+    if silent {
         pressure.on_silence(turn.now);
     }
     let caught = feed.catch_up(turn.now, history, pressure);
-    if caught != Caught::ONE {
-        counters.note_pressure(before, pressure.transitions());
+    if silent || caught != Caught::ONE {
+        counters.note_pressure(noted, pressure.transitions());
     }
     counters.frames_forwarded += caught.taken;
     counters.frames_skipped += caught.skipped;

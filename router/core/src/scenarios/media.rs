@@ -195,6 +195,54 @@ fn loss_is_repaired_without_the_encoder() {
 }
 
 #[test]
+fn what_a_source_sends_at_once_after_a_pause_reaches_everyone() {
+    let mut w = World::new();
+    let v = w.join_connected(Role::Observer);
+    let mut source = Source::new(1);
+    source.play(&mut w, 1, true);
+    w.drive(Duration::from_secs(2));
+    for _ in 0..60 {
+        let frame = source.next(false);
+        w.offer(frame);
+    }
+    w.drain_core();
+    w.drive(Duration::from_millis(300));
+    assert_eq!(w.clients[v].indices(), (0..61).collect::<Vec<u64>>());
+    assert_eq!(w.core.counters().viewers_lagged, 0);
+}
+
+#[test]
+fn a_shard_that_was_late_moves_its_viewers_on_to_the_newest_keyframe() {
+    let mut w = World::new();
+    let v = w.join_connected(Role::Observer);
+    let mut source = Source::new(1);
+    source.play(&mut w, 5, true);
+    let before = w.keyframe_requests.len();
+    for i in 0..30 {
+        let frame = source.next(i == 20);
+        w.offer(frame);
+        w.now += Duration::from_micros(33_333);
+    }
+    w.drain_core();
+    w.drive(Duration::from_millis(100));
+    assert_eq!(w.clients[v].indices(), (0..5).chain(25..35).collect::<Vec<u64>>());
+    assert_eq!(w.keyframe_requests.len(), before, "there is one already");
+    // Without a keyframe among what waits, one is asked for.
+    for _ in 0..30 {
+        let frame = source.next(false);
+        w.offer(frame);
+        w.now += Duration::from_micros(33_333);
+    }
+    w.drain_core();
+    assert_eq!(w.keyframe_requests.len(), before + 1);
+    assert_eq!(w.core.counters().viewers_lagged, 1);
+    source.play(&mut w, 2, true);
+    w.drive(Duration::from_millis(50));
+    assert_eq!(*w.clients[v].indices().last().unwrap(), 66);
+    assert!(w.gone.is_empty());
+}
+
+#[test]
 fn a_dead_viewer_does_not_delay_the_others() {
     let mut w = World::new();
     let dead = w.join_connected(Role::Controller);
