@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 
 use super::{
-    fanout::{added, gather, packets, socket_drop_fault},
+    fanout::{added, gather, losses, packets, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -122,6 +122,7 @@ async fn measure(
     findings.measured("viewers_left_over", left_over);
     leaks(&mut findings, &before, &after);
     added(&mut findings, &before, &after, true);
+    losses(&mut findings, &before, &after);
     growth(&mut findings, &samples);
     findings.set("panics", lab.fleet.router.log_count("panicked"));
     if let Some(n) = left_over.filter(|n| *n > 0.0) {

@@ -119,6 +119,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let forwarded = after.since(&before, "fanlight_router_packets_forwarded_total");
     cost(&mut findings, args, &totals, forwarded, &usage_before, &usage);
     added(&mut findings, &before, &after, true);
+    losses(&mut findings, &before, &after);
     path(&mut findings, &report);
     let per_viewer = |now: u64, then: u64| (now as f64 - then as f64) / args.viewers as f64;
     findings
@@ -218,6 +219,18 @@ pub(super) fn added(findings: &mut Findings, before: &Scrape, after: &Scrape, le
     if let Some(all) = &all {
         let bars = all.bars();
         findings.plot(Plot::bars("Added latency", "us", "packets").with("all viewers", bars));
+    }
+}
+
+/// Where the router says that it lost something.
+pub(super) fn losses(findings: &mut Findings, before: &Scrape, after: &Scrape) {
+    for (name, metric) in [
+        ("router_hop_frames_dropped", "fanlight_router_hop_frames_dropped_total"),
+        ("router_inbox_frames_dropped", "fanlight_router_inbox_frames_dropped_total"),
+        ("router_frames_skipped", "fanlight_router_frames_skipped_total"),
+        ("router_send_full", "fanlight_router_send_full_total"),
+    ] {
+        findings.optional(name, after.since(before, metric));
     }
 }
 
