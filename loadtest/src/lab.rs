@@ -157,7 +157,12 @@ impl Lab {
         let (input, inputs) = mpsc::unbounded_channel();
         let device = |name: &String| {
             let ledger = Ledger::default();
-            Arc::new(Device { name: name.clone(), ledger, inputs: input.clone() })
+            Arc::new(Device {
+                name: name.clone(),
+                ledger,
+                late: Default::default(),
+                inputs: input.clone(),
+            })
         };
         let devices: Vec<Arc<Device>> = names.iter().map(device).collect();
         let publishes = devices
@@ -214,6 +219,7 @@ impl Lab {
             let from = stream.device.ledger.next_number() + self.ahead();
             stream.device.ledger.mark(from);
             stream.window.open(from);
+            *stream.device.late.lock() = Default::default();
         }
         self.crowd.swarm().measure(true);
     }

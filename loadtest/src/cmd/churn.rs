@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 
 use super::{
-    fanout::{added, gather, losses, packets, socket_drop_fault},
+    fanout::{added, gather, late, losses, packets, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -123,6 +123,7 @@ async fn measure(
     leaks(&mut findings, &before, &after);
     added(&mut findings, &before, &after, true);
     losses(&mut findings, &before, &after);
+    late(&mut findings, lab, &report);
     growth(&mut findings, &samples);
     findings.set("panics", lab.fleet.router.log_count("panicked"));
     if let Some(n) = left_over.filter(|n| *n > 0.0) {

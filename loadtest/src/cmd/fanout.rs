@@ -15,6 +15,7 @@ use crate::{
     report::{Findings, OutputArgs, Plot},
     sample::{Sampler, tell},
     server::{Scrape, Usage, socket_drops},
+    stats::Times,
     swarm::{Group, Milestone, Report},
 };
 
@@ -86,6 +87,8 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let before = lab.fleet.scrape_settled().await?;
     let drops_before = drops(lab).await?;
     let asked_before = lab.keyframes_asked();
+    // Distributions begin with the window.
+    lab.crowd.swarm().report(true).await?;
     lab.open_windows();
     let usage_before = lab.fleet.usage()?;
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
@@ -120,7 +123,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     cost(&mut findings, args, &totals, forwarded, &usage_before, &usage);
     added(&mut findings, &before, &after, true);
     losses(&mut findings, &before, &after);
-    path(&mut findings, &report);
+    path(&mut findings, lab, &report);
     let per_viewer = |now: u64, then: u64| (now as f64 - then as f64) / args.viewers as f64;
     findings
         .measured("server_rss_bytes_per_viewer", Some(per_viewer(memory.resident, idle.resident)));
@@ -194,9 +197,12 @@ fn cost(
     let ns = |cpu: Duration| cpu.as_nanos() as f64 / packets;
     let process = after.cpu.saturating_sub(before.cpu);
     findings.measured("server_cpu_ns_per_packet", Some(ns(process)));
-    let shard = after.thread_cpu_since(before, SHARD_THREAD);
-    findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
     let seconds = args.seconds as f64;
+    let shards = after.threads_since(before, SHARD_THREAD);
+    let shard = shards.map(|(cpu, _)| cpu);
+    findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
+    let percent = |time: Duration| 100.0 * time.as_secs_f64() / (seconds * args.lab.shards as f64);
+    findings.optional("shard_waited_for_cpu_percent", shards.map(|(_, w)| percent(w)));
     findings.set("server_cpu_percent", (process.as_secs_f64() / seconds * 1e4).round() / 100.0);
     // A shard sends a frame to its viewers of the stream one after the other.
     let burst = shard.map(ns).unwrap_or_else(|| ns(process))
@@ -228,18 +234,21 @@ pub(super) fn losses(findings: &mut Findings, before: &Scrape, after: &Scrape) {
         ("router_hop_frames_dropped", "fanlight_router_hop_frames_dropped_total"),
         ("router_inbox_frames_dropped", "fanlight_router_inbox_frames_dropped_total"),
         ("router_frames_skipped", "fanlight_router_frames_skipped_total"),
+        ("router_frames_thinned", "fanlight_router_frames_thinned_total"),
         ("router_send_full", "fanlight_router_send_full_total"),
     ] {
         findings.optional(name, after.since(before, metric));
     }
+    findings.detail("router_counters", after.moved_since(before));
 }
 
 /// Times as the viewers saw them: the whole path, our own receiving included.
-fn path(findings: &mut Findings, report: &Report) {
+fn path(findings: &mut Findings, lab: &Lab, report: &Report) {
     let times = report.times(Group::Observer);
     let controller = report.times(Group::Controller);
     let mut all = times.path.clone();
     all.merge(&controller.path);
+    late(findings, lab, report);
     findings.optional("path_latency_us_p50", all.quantile_us(0.5));
     findings.optional("path_latency_us_p99", all.quantile_us(0.99));
     let means: Vec<f64> = report.viewers.iter().filter_map(|v| v.mean_path_us).collect();
@@ -263,6 +272,14 @@ pub(super) async fn socket_drop_fault(findings: &mut Findings, lab: &Lab) -> any
         None => findings.fault("the load's own socket drops cannot be read"),
     }
     Ok(())
+}
+
+/// How late the load itself was: a load that had no CPU blames the router for it.
+pub(super) fn late(findings: &mut Findings, lab: &Lab, report: &Report) {
+    findings.optional("load_late_us_p99", report.late.quantile_us(0.99));
+    let mut publishers = Times::default();
+    lab.streams.iter().for_each(|s| publishers.merge(&s.device.late.lock()));
+    findings.optional("publisher_late_us_p99", publishers.quantile_us(0.99));
 }
 
 async fn drops(lab: &Lab) -> anyhow::Result<Option<u64>> {

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 
 use super::{
-    fanout::{added, losses, socket_drop_fault},
+    fanout::{added, late, losses, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -204,6 +204,7 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
     others(&mut findings, &alone, &report);
     added(&mut findings, &scrape_before, &scrape, false);
     losses(&mut findings, &scrape_before, &scrape);
+    late(&mut findings, lab, &report);
     if lab.crowd.diaries().closed() > 0 {
         findings.fault(format!("{} viewers lost their connection", lab.crowd.diaries().closed()));
     }

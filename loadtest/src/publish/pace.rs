@@ -97,6 +97,7 @@ impl Publishing<'_> {
                     continue;
                 }
             }
+            self.device.late.lock().note(due.elapsed());
             self.send(&mut framing, &mut packetizer, std::mem::take(&mut key), epoch).await?;
             // What is late is made up for, but not all at once: no encoder does that.
             due = (due + period).max(tokio::time::Instant::now() + period / 4);

@@ -38,6 +38,7 @@ pub struct OutputArgs {
 pub struct Findings {
     command: &'static str,
     figures: Vec<(String, Value)>,
+    details: Vec<(String, Value)>,
     not_measured: Vec<String>,
     faults: Vec<String>,
     plots: Vec<Plot>,
@@ -50,6 +51,7 @@ impl Findings {
         Self {
             command,
             figures: Vec::new(),
+            details: Vec::new(),
             not_measured: Vec::new(),
             faults: Vec::new(),
             plots: Vec::new(),
@@ -60,6 +62,12 @@ impl Findings {
     /// A figure that is known, or a fact of the set-up.
     pub fn set(&mut self, name: &str, value: impl Into<Value>) {
         self.figures.push((name.to_owned(), value.into()));
+    }
+
+    /// Something for scripts alone.
+    pub fn detail(&mut self, name: &str, value: impl serde::Serialize) {
+        let value = serde_json::to_value(value).unwrap_or(Value::Null);
+        self.details.push((name.to_owned(), value));
     }
 
     /// A measured figure; `None` makes the run a failure.
@@ -98,7 +106,7 @@ impl Findings {
     pub fn object(&self) -> Value {
         let mut object = Map::new();
         object.insert("command".to_owned(), json!(self.command));
-        object.extend(self.figures.iter().cloned());
+        object.extend(self.figures.iter().chain(&self.details).cloned());
         object.insert("not_measured".to_owned(), json!(self.not_measured));
         object.insert("faults".to_owned(), json!(self.faults));
         Value::Object(object)

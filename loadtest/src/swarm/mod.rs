@@ -131,6 +131,8 @@ pub struct Report {
     pub ports: HashSet<u16>,
     /// Datagrams that could not be sent.
     pub unsent: u64,
+    /// How long after their time the viewers' timers were served.
+    pub late: Times,
 }
 
 impl Report {
@@ -152,6 +154,7 @@ impl Report {
         }
         self.ports.extend(other.ports);
         self.unsent += other.unsent;
+        self.late.merge(&other.late);
     }
 }
 

@@ -217,6 +217,7 @@ impl Thread {
                 continue;
             }
             slot.scheduled = None;
+            self.report.late.note(now.duration_since(at));
             let Slot { viewer, socket, record, .. } = slot;
             let mut out = Out { socket, record, shared: &self.shared, report: &mut self.report };
             viewer.timeout(now, &mut out);

@@ -194,7 +194,12 @@ mod tests {
     impl Rig {
         fn new(shape: Shape) -> Self {
             let (inputs, _) = tokio::sync::mpsc::unbounded_channel();
-            let device = Arc::new(Device { name: "d".into(), ledger: Default::default(), inputs });
+            let device = Arc::new(Device {
+                name: "d".into(),
+                ledger: Default::default(),
+                late: Default::default(),
+                inputs,
+            });
             let window = Arc::new(Window::default());
             let verifier = Verifier::new(Arc::clone(&device), Arc::clone(&window));
             let source = Source::open("synthetic", &shape, 1).unwrap();
