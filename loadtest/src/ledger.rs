@@ -136,6 +136,11 @@ impl Ledger {
         self.newest().map_or(0, |entry| entry.number + 1)
     }
 
+    /// Packets of all pictures so far.
+    pub fn packets_so_far(&self) -> u64 {
+        self.inner.read().packets
+    }
+
     /// Keeps the beginning of a window that may become longer than what is remembered. The picture
     /// must be still to come.
     pub fn mark(&self, number: u64) {

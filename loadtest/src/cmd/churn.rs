@@ -200,12 +200,14 @@ async fn forgotten(lab: &Lab, stayers: usize) -> anyhow::Result<(Option<f64>, Sc
 fn leaks(findings: &mut Findings, before: &Scrape, after: &Scrape) {
     let since = |name| after.since(before, name).unwrap_or(0.0);
     let panics = since("fanlight_router_viewer_panics_total");
-    findings.set("viewer_panics", panics);
-    findings.set("viewer_errors", since("fanlight_router_viewer_errors_total"));
-    let opened = since("fanlight_router_sessions_opened_total");
-    let closed = since("fanlight_router_sessions_closed_total");
-    findings.set("sessions_opened", opened);
-    findings.set("sessions_closed", closed);
+    for (name, metric) in [
+        ("viewer_panics", "fanlight_router_viewer_panics_total"),
+        ("viewer_errors", "fanlight_router_viewer_errors_total"),
+        ("sessions_opened", "fanlight_router_sessions_opened_total"),
+        ("sessions_closed", "fanlight_router_sessions_closed_total"),
+    ] {
+        findings.optional(name, Some(since(metric)));
+    }
     if panics > 0.0 {
         findings.fault(format!("{panics} viewers made the protocol library panic"));
     }

@@ -16,7 +16,7 @@ use crate::{
     sample::{Sampler, tell},
     server::{Scrape, Usage, socket_drops},
     stats::Times,
-    swarm::{Group, Milestone, Report},
+    swarm::{Group, Milestone, Report, ViewerReport},
 };
 
 /// The router's histogram of added latency.
@@ -90,9 +90,12 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     // Distributions begin with the window.
     lab.crowd.swarm().report(true).await?;
     lab.open_windows();
-    let usage_before = lab.fleet.usage()?;
+    let sent = |lab: &Lab| -> Vec<u64> {
+        lab.streams.iter().map(|s| s.device.ledger.packets_so_far()).collect()
+    };
+    let (usage_before, sent_before) = (lab.fleet.usage()?, sent(lab));
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let usage = lab.fleet.usage()?;
+    let (usage, sent) = (lab.fleet.usage()?, sent(lab));
     let memory = lab.fleet.memory()?;
     lab.close_windows();
     let after = lab.fleet.scrape_settled().await?;
@@ -119,8 +122,11 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
         }
         _ => findings.fault("the load's own socket drops cannot be read"),
     }
-    let forwarded = after.since(&before, "fanlight_router_packets_forwarded_total");
-    cost(&mut findings, args, &totals, forwarded, &usage_before, &usage);
+    // What was published for each viewer while the CPU was watched, less the part that was lost.
+    let published = |v: &ViewerReport| sent.get(v.stream).zip(sent_before.get(v.stream));
+    let packets: u64 = report.viewers.iter().filter_map(published).map(|(b, a)| b - a).sum();
+    let packets = packets as f64 * totals.arrived;
+    cost(&mut findings, args, &totals, packets, &usage_before, &usage);
     added(&mut findings, &before, &after, true);
     losses(&mut findings, &before, &after);
     path(&mut findings, lab, &report);
@@ -136,8 +142,9 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
 
 /// What the window should have brought.
 pub(super) struct Totals {
-    pub(super) expected: u64,
-    pub(super) packets_per_frame: f64,
+    /// Part of the expected packets that arrived.
+    arrived: f64,
+    packets_per_frame: f64,
 }
 
 /// Expected and verified packets of all viewers.
@@ -179,7 +186,8 @@ pub(super) fn packets(
     }
     let per_frame = of_stream.iter().map(|(packets, _)| *packets).sum::<u64>() as f64
         / of_stream.iter().map(|(_, frames)| *frames).sum::<u64>().max(1) as f64;
-    Ok(Totals { expected, packets_per_frame: per_frame })
+    let arrived = verified as f64 / expected.max(1) as f64;
+    Ok(Totals { arrived, packets_per_frame: per_frame })
 }
 
 /// What a packet cost the router.
@@ -187,13 +195,10 @@ fn cost(
     findings: &mut Findings,
     args: &Args,
     totals: &Totals,
-    forwarded: Option<f64>,
+    packets: f64,
     before: &Usage,
     after: &Usage,
 ) {
-    // The router's own count is of the same seconds as its CPU; where it has none, what was
-    // published for the viewers is nearest.
-    let packets = forwarded.filter(|n| *n > 0.0).unwrap_or(totals.expected as f64);
     let ns = |cpu: Duration| cpu.as_nanos() as f64 / packets;
     let process = after.cpu.saturating_sub(before.cpu);
     findings.measured("server_cpu_ns_per_packet", Some(ns(process)));
@@ -237,7 +242,8 @@ pub(super) fn losses(findings: &mut Findings, before: &Scrape, after: &Scrape) {
         ("router_frames_thinned", "fanlight_router_frames_thinned_total"),
         ("router_send_full", "fanlight_router_send_full_total"),
     ] {
-        findings.optional(name, after.since(before, metric));
+        // The registry shows a counter from its first count on.
+        findings.optional(name, Some(after.since(before, metric).unwrap_or(0.0)));
     }
     findings.detail("router_counters", after.moved_since(before));
 }

@@ -173,7 +173,8 @@ fn rounded(value: f64) -> Value {
         #[expect(clippy::cast_possible_truncation, reason = "whole and below 10^15")]
         return json!(value as i64);
     }
-    json!((value * 1e6).round() / 1e6)
+    // Adding zero takes the sign from a zero.
+    json!((value * 1e6).round() / 1e6 + 0.0)
 }
 
 #[cfg(test)]
