@@ -17,14 +17,14 @@
 
 mod common;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser as _;
 use common::{
     args::Args,
-    contest::{Figure, Work, contest, pin},
+    contest::{Figure, Work, contest, pin, timed},
     floor::{FRAMES, Floor, PACKET_BYTES, PAYLOAD_BYTES, VIEWERS_PER_CALL},
     report,
-    sinks::Sinks,
+    sinks::{self, Sinks},
 };
 use fanlight_router::{
     Egress,
@@ -41,7 +41,7 @@ fn main() -> Result<()> {
     pin(args.cpu)?;
     let sinks = Sinks::new(VIEWERS)?;
     let mapped: Vec<_> = sinks.addresses.iter().map(|a| mapped(*a)).collect();
-    let (v4, both) = (socket("127.0.0.1:0")?, socket("[::]:0")?);
+    let (v4, both) = (sinks::sender("127.0.0.1:0")?, sinks::sender("[::]:0")?);
     let (mut seal, mut limit) = (Floor::new(&sinks.addresses)?, Floor::new(&sinks.addresses)?);
     let mut limit_both = Floor::new(&mapped)?;
     let batches = Batches::new(&sinks);
@@ -49,13 +49,13 @@ fn main() -> Result<()> {
     let mut sendmmsg = BatchSender::new(&v4, Egress::Sendmmsg)?;
     let mut sendto = BatchSender::new(&v4, Egress::Sendto)?;
     let entries: Vec<(&str, Work<'_>)> = vec![
-        ("limit", Box::new(|| limit.frame(Some(&v4)))),
-        ("limit_dual_stack", Box::new(|| limit_both.frame(Some(&both)))),
-        ("seal", Box::new(|| seal.frame(None))),
-        ("bare", Box::new(|| batches.bare(&v4))),
-        ("gso", Box::new(|| batches.send(&v4, &mut gso))),
-        ("sendmmsg", Box::new(|| batches.send(&v4, &mut sendmmsg))),
-        ("sendto", Box::new(|| batches.send(&v4, &mut sendto))),
+        ("limit", Box::new(|| timed(|| limit.frame(Some(&v4))))),
+        ("limit_dual_stack", Box::new(|| timed(|| limit_both.frame(Some(&both))))),
+        ("seal", Box::new(|| timed(|| seal.frame(None)))),
+        ("bare", Box::new(|| timed(|| batches.bare(&v4)))),
+        ("gso", Box::new(|| timed(|| batches.send(&v4, &mut gso)))),
+        ("sendmmsg", Box::new(|| timed(|| batches.send(&v4, &mut sendmmsg)))),
+        ("sendto", Box::new(|| timed(|| batches.send(&v4, &mut sendto)))),
     ];
     let order: Vec<_> = entries.iter().map(|(name, _)| *name).collect();
     let figures = contest(entries, args.rounds(), args.sample());
@@ -81,13 +81,6 @@ fn main() -> Result<()> {
         "machine": report::machine(),
     });
     report::write(args.json.as_deref(), object.as_object().cloned().unwrap_or_default())
-}
-
-fn socket(address: &str) -> Result<UdpSocket> {
-    let socket = std::net::UdpSocket::bind(address).with_context(|| format!("bind {address}"))?;
-    socket2::SockRef::from(&socket).set_send_buffer_size(4 << 20)?;
-    socket.set_nonblocking(true)?;
-    Ok(UdpSocket::from_std(socket))
 }
 
 fn mapped(address: std::net::SocketAddr) -> std::net::SocketAddr {

@@ -33,6 +33,9 @@ pub struct RouterConfig {
     pub admin_listen: Option<SocketAddr>,
     /// Shard threads, each with its own UDP socket and port.
     pub shards: usize,
+    /// Keeps each shard's thread on a CPU of its own, the first shard on the first that this
+    /// process may use, and so on; beyond their number they share.
+    pub pin_shards: bool,
     /// How viewers reach the shards.
     pub ice: IceConfig,
     /// Control API replicas, `https://host:port`. Empty: wants and keys come from the embedder.
@@ -49,7 +52,8 @@ pub struct RouterConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct IceConfig {
-    /// Address the shards' UDP sockets bind. `::` takes IPv6 and IPv4, `0.0.0.0` IPv4 alone.
+    /// Address the shards' UDP sockets bind. `::` takes IPv6 and IPv4 (IPv4 alone where the
+    /// machine has no IPv6), `0.0.0.0` IPv4 alone.
     pub bind: IpAddr,
     /// Port of the first shard; the next ones follow. Zero: the system chooses each.
     pub port: u16,
@@ -60,6 +64,9 @@ pub struct IceConfig {
     pub socket_buffer_bytes: usize,
     /// How datagrams are given to the kernel.
     pub egress: Egress,
+    /// Also takes viewers by TCP (RFC 6544, passive), for networks that let no UDP through: on
+    /// the number of each shard's UDP port.
+    pub tcp: bool,
 }
 
 /// How media is given to the kernel.
@@ -126,6 +133,7 @@ impl Default for RouterConfig {
             quic_announce: Vec::new(),
             admin_listen: None,
             shards: 1,
+            pin_shards: false,
             ice: IceConfig::default(),
             control_endpoints: Vec::new(),
             pki_dir: PathBuf::from("pki"),
@@ -138,11 +146,12 @@ impl Default for RouterConfig {
 impl Default for IceConfig {
     fn default() -> Self {
         Self {
-            bind: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            bind: IpAddr::V6(Ipv6Addr::UNSPECIFIED),
             port: 0,
             announce: Vec::new(),
             socket_buffer_bytes: 4 << 20,
             egress: Egress::Auto,
+            tcp: false,
         }
     }
 }
@@ -257,7 +266,7 @@ mod tests {
     #[test]
     fn all_mistakes_are_told_at_once() {
         let mut cfg = RouterConfig { node: "a/b".into(), shards: 0, ..RouterConfig::default() };
-        cfg.ice.announce = vec!["::1".parse().unwrap()];
+        cfg.ice.announce = vec!["::".parse().unwrap()];
         cfg.control_endpoints = vec!["http://x".into()];
         cfg.limits.offer_bytes_max = 1 << 30;
         let keys: Vec<_> = cfg.validate().into_iter().map(|m| m.key).collect();
@@ -271,9 +280,9 @@ mod tests {
     fn a_bind_to_both_families_may_announce_both() {
         let mut cfg = RouterConfig::default();
         cfg.ice.announce = vec!["198.51.100.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
-        assert_eq!(cfg.validate().len(), 1);
-        cfg.ice.bind = "::".parse().unwrap();
         assert!(cfg.validate().is_empty());
+        cfg.ice.bind = "0.0.0.0".parse().unwrap();
+        assert_eq!(cfg.validate().len(), 1);
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod ingest;
 mod latency;
 mod metrics;
 mod node;
+mod pin;
 mod problem;
 mod restart;
 mod router;
@@ -35,6 +36,7 @@ mod sessions;
 mod shard;
 mod stream;
 mod streams;
+mod tcp;
 mod token;
 mod udp;
 mod viewers;
@@ -48,9 +50,8 @@ pub use run::{Args, run};
 
 /// For benchmarks; not for use by other packages.
 #[doc(hidden)]
-pub mod bench {
-    pub use crate::udp::{
-        BatchSender, Cursor, EgressCounts, Fate, Flow, IngressCounts, Mode, Sent, ShardSocket,
-        send_bare,
-    };
-}
+pub mod bench;
+
+/// The bodies of the fuzz targets; not for use by other packages.
+#[doc(hidden)]
+pub mod fuzz;

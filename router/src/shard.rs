@@ -33,6 +33,7 @@ use crate::{
     error::RouterError,
     latency::Latency,
     metrics::ShardMetrics,
+    pin::pin_shard,
     udp::{Cursor, Fate, Flow, Sent, ShardSocket},
 };
 
@@ -267,9 +268,16 @@ pub(crate) fn spawn(
         stats: Arc::clone(&stats),
         second: Second { since: now, busy: Duration::ZERO },
     };
+    let pinned = cfg.pin_shards;
     let thread = std::thread::Builder::new()
         .name(format!("fl-shard-{index}"))
         .spawn(move || {
+            if pinned {
+                match pin_shard(index) {
+                    Ok(cpu) => tracing::info!(shard = index, cpu, "pinned"),
+                    Err(e) => tracing::warn!(shard = index, error = %e, "cannot be pinned"),
+                }
+            }
             // The core catches what a viewer's bytes can cause; anything else is our own fault,
             // and must not take the other shards with it.
             if catch_unwind(AssertUnwindSafe(|| run.run())).is_err() {

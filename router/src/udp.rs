@@ -8,7 +8,7 @@
 //! A socket bound to `::` is of both families; one bound to an IPv4 address is of that alone.
 
 mod batch;
-mod candidates;
+pub(crate) mod candidates;
 #[allow(unsafe_code, reason = "system calls over many datagrams; each block says why it is sound")]
 mod kernel;
 mod receive;

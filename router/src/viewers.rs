@@ -57,6 +57,9 @@ struct Row {
     jitter_ms: f64,
     /// None: nothing says that the path is too narrow.
     estimate_bps: Option<u64>,
+    acked_bps: u64,
+    path_loss: f64,
+    delay: &'static str,
     share: &'static str,
     packets_asked_again: u64,
     packets_sent_again: u64,
@@ -140,6 +143,9 @@ fn row(
         loss: now.loss,
         jitter_ms: f64::from(now.jitter) / 90.0,
         estimate_bps: now.estimate_bps,
+        acked_bps: now.acked_bps,
+        path_loss: now.path_loss,
+        delay: now.delay,
         share: match now.share {
             Share::Full => "full",
             Share::References => "references",

@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{self, cmd, has, output, root};
 
-const PACKAGES: [&str; 6] = ["wire", "rtc", "adb", "device-sim", "router/core", "ingest-worker"];
+const PACKAGES: [&str; 7] =
+    ["wire", "rtc", "adb", "device-sim", "router/core", "router", "ingest-worker"];
 
 /// Runs each target for `seconds`.
 pub(crate) fn run(seconds: u64, only: Option<&str>) -> Result<()> {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "a command-line tool talks to its terminal")]
 
+mod bench;
 mod check;
 mod fuzz;
 mod setup;
@@ -46,6 +47,8 @@ enum Command {
         #[arg(long)]
         only: Option<String>,
     },
+    /// Measures the media path against the physical limit of this machine.
+    Bench(bench::Options),
 }
 
 fn main() -> Result<()> {
@@ -54,5 +57,6 @@ fn main() -> Result<()> {
         Command::Test { rust_only, e2e_only } => test::run(!e2e_only, !rust_only),
         Command::Tidy => tidy::run(),
         Command::Fuzz { seconds, only } => fuzz::run(seconds, only.as_deref()),
+        Command::Bench(options) => bench::run_bench(&options),
     }
 }

@@ -1,7 +1,7 @@
 //! Several pieces of work measured in turns by the CPU time of the thread. Not wall time: what
 //! other processes take does not count, only how they warm and cool the caches.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::OnceLock, time::Duration};
 
 use anyhow::{Context as _, Result};
 use rustix::{
@@ -29,8 +29,42 @@ pub struct Figure {
     pub median: f64,
 }
 
-/// A piece of work: does some and says how many units that was.
-pub type Work<'a> = Box<dyn FnMut() -> u64 + 'a>;
+/// Some work that was done, and the CPU time that it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Done {
+    pub units: u64,
+    pub spent: Duration,
+}
+
+impl std::ops::AddAssign for Done {
+    fn add_assign(&mut self, other: Self) {
+        self.units += other.units;
+        self.spent += other.spent;
+    }
+}
+
+/// Runs `work`, which says how many units it did, and takes its time. What reading the clock takes
+/// is not counted.
+pub fn timed(work: impl FnOnce() -> u64) -> Done {
+    let start = thread_cpu();
+    let units = work();
+    Done { units, spent: (thread_cpu() - start).saturating_sub(clock_cost()) }
+}
+
+/// What two readings of the clock take, at least.
+pub fn clock_cost() -> Duration {
+    static COST: OnceLock<Duration> = OnceLock::new();
+    *COST.get_or_init(|| {
+        let once = || {
+            let start = thread_cpu();
+            thread_cpu() - start
+        };
+        (0..1_000).map(|_| once()).min().unwrap_or_default()
+    })
+}
+
+/// A piece of work: does some.
+pub type Work<'a> = Box<dyn FnMut() -> Done + 'a>;
 
 /// Measures each in turn, `rounds` times, beginning with another one each time.
 pub fn contest(
@@ -52,14 +86,11 @@ pub fn contest(
 }
 
 fn measure(work: &mut Work<'_>, sample: Duration) -> f64 {
-    let (start, mut units) = (thread_cpu(), 0);
-    loop {
-        units += work();
-        let spent = thread_cpu() - start;
-        if spent >= sample {
-            return spent.as_secs_f64() * 1e9 / units.max(1) as f64;
-        }
+    let mut all = Done::default();
+    while all.spent < sample {
+        all += work();
     }
+    all.spent.as_secs_f64() * 1e9 / all.units.max(1) as f64
 }
 
 fn figure(mut values: Vec<f64>) -> Figure {

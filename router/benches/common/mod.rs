@@ -8,6 +8,9 @@
 
 pub mod args;
 pub mod contest;
+pub mod feedback;
 pub mod floor;
 pub mod report;
+pub mod rig;
+pub mod rival;
 pub mod sinks;

@@ -308,6 +308,13 @@ pub struct ViewerStats {
     pub jitter: u32,
     /// What its path is believed to carry; `None` while nothing says that it is too narrow.
     pub estimate_bps: Option<u64>,
+    /// Bits per second that arrived lately, and the share of packets that did not, by its reports of
+    /// arrival times.
+    pub acked_bps: u64,
+    /// See [`Self::acked_bps`].
+    pub path_loss: f64,
+    /// How the delay of its path moves: `steady`, `growing` or `shrinking`.
+    pub delay: &'static str,
     /// How much of the stream it is given.
     pub share: Share,
     /// Packets that it asked for again.

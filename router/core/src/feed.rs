@@ -237,6 +237,12 @@ impl Feed {
         }
     }
 
+    /// Drops what waits: nothing of it would be of now.
+    pub(crate) fn give_up(&mut self) {
+        self.queue.clear();
+        self.wait_key(false);
+    }
+
     /// Sends what the pacing and the room allow now. `send` says how many packets it took.
     pub(crate) fn pump(
         &mut self,

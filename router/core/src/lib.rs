@@ -100,6 +100,9 @@ pub use limits::Limits;
 
 #[cfg(any(test, feature = "test-util"))]
 #[doc(hidden)]
+pub mod bench;
+#[cfg(any(test, feature = "test-util"))]
+#[doc(hidden)]
 pub mod fuzz;
 #[cfg(test)]
 mod scenarios;

@@ -75,6 +75,8 @@ impl Sent {
 /// A packet found in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Found {
+    /// The packet's sequence number, with roll-overs.
+    pub(crate) index: u64,
     pub(crate) no: u64,
     pub(crate) payload: usize,
     pub(crate) rtp_time: u32,
@@ -100,6 +102,8 @@ pub(crate) struct SentLog {
     end_twcc: u64,
     /// Transport-wide numbers below this were reported on.
     reported: u64,
+    /// Packets below this are not sent again.
+    abandoned: u64,
 }
 
 impl SentLog {
@@ -158,6 +162,9 @@ impl SentLog {
         // A repair's record carries the number of the media packet after it, so that this is never
         // a repair.
         let record = self.find(|s| s.index <= index).ok_or(NotFound::Unknown)?;
+        if index < self.abandoned {
+            return Err(NotFound::Unknown);
+        }
         let slot = self.slot(record);
         let run = self.runs.get_mut(slot).ok_or(NotFound::Unknown)?;
         let offset = index.checked_sub(run.index).ok_or(NotFound::Unknown)?;
@@ -173,7 +180,17 @@ impl SentLog {
         run.repaired = if recent { run.repaired | bit } else { bit };
         run.repaired_us = now_us;
         let payload = run.start as usize + usize::try_from(offset).unwrap_or(usize::MAX);
-        Ok(Found { no: run.no, payload, rtp_time: run.rtp_time })
+        Ok(Found { index, no: run.no, payload, rtp_time: run.rtp_time })
+    }
+
+    /// Nothing that was sent so far is sent again: its viewer goes on with a keyframe.
+    pub(crate) fn abandon(&mut self) {
+        self.abandoned = self.end_index;
+    }
+
+    /// Whether a packet found earlier may still be sent again.
+    pub(crate) fn wants(&self, found: &Found) -> bool {
+        found.index >= self.abandoned
     }
 
     /// When a packet was sent and how large it is, by its transport-wide number, each once: numbers
@@ -249,7 +266,8 @@ mod tests {
                 let found = log.repair(seq, 1 << 30, 1);
                 let payload = usize::try_from(payload).unwrap();
                 if no >= 209 {
-                    assert_eq!(found, Ok(Found { no, payload, rtp_time: 7 }), "{no} {payload}");
+                    let found = found.map(|f| (f.no, f.payload, f.rtp_time));
+                    assert_eq!(found, Ok((no, payload, 7)), "{no} {payload}");
                 } else if no < 208 {
                     assert_eq!(found, Err(NotFound::Unknown), "{no} {payload}");
                 }

@@ -21,7 +21,7 @@ use crate::demux::Entries;
 use crate::egress::Media;
 use crate::feed::Feed;
 use crate::feedback::Reported;
-use crate::gcc::Estimator;
+use crate::gcc::{Estimator, Usage};
 use crate::header::Terms;
 use crate::input::Inputs;
 use crate::limits::{
@@ -325,6 +325,13 @@ impl Viewer {
             loss: self.reported.loss,
             jitter: self.reported.jitter,
             estimate_bps: self.estimator.estimate_bps(),
+            acked_bps: self.estimator.acked_bps(),
+            path_loss: self.estimator.loss(),
+            delay: match self.estimator.usage() {
+                Usage::Normal => "steady",
+                Usage::Overuse => "growing",
+                Usage::Underuse => "shrinking",
+            },
             share: share(self.hot.pressure.level()),
             nacks: self.reported.nacks,
             repairs: self.reported.repairs,

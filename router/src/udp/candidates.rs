@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::config::IceConfig;
 
 /// Addresses in order of preference, of each family that the socket is of.
-pub(super) fn all(ice: &IceConfig, bound: SocketAddr) -> Vec<SocketAddr> {
+pub(crate) fn all(ice: &IceConfig, bound: SocketAddr) -> Vec<SocketAddr> {
     let with_port = |ip| SocketAddr::new(ip, bound.port());
     if !ice.announce.is_empty() {
         return ice.announce.iter().copied().map(with_port).collect();
@@ -39,7 +39,7 @@ fn outward_ip(v4: bool) -> Option<IpAddr> {
 
 /// Which candidate a sender must have used. A wildcard socket does not say, but a datagram from
 /// loopback can only have been sent to loopback, and none from elsewhere can.
-pub(super) fn used_by(candidates: &[SocketAddr], from: SocketAddr) -> SocketAddr {
+pub(crate) fn used_by(candidates: &[SocketAddr], from: SocketAddr) -> SocketAddr {
     let same = |c: &&SocketAddr| {
         c.is_ipv4() == from.is_ipv4() && c.ip().is_loopback() == from.ip().is_loopback()
     };

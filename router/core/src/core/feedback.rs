@@ -14,6 +14,7 @@ use super::{Core, Repair};
 use crate::api::{GoneReason, KeyframeReason};
 use crate::gcc::PacketResult;
 use crate::limits::{ARRIVALS_PER_FEEDBACK_MAX, REPAIRS_MAX};
+use crate::pressure::Level;
 use crate::sent::NotFound;
 
 /// Least time after which a packet is sent a second time, whatever the measured round trip.
@@ -169,7 +170,11 @@ impl Core {
         let oldest = media.log.oldest_unreported_us();
         let oldest = oldest.map(|at| Duration::from_micros(now_us.saturating_sub(at)));
         let pressure = &mut viewer.hot.pressure;
-        pressure.on_feedback(now, &evidence, rates, oldest);
+        let change = pressure.on_feedback(now, &evidence, rates, oldest);
+        if change.is_some_and(|change| change.to == Level::KeyframesOnly) {
+            viewer.hot.feed.give_up();
+            media.log.abandon();
+        }
         self.counters.note_pressure(&mut viewer.hot.noted, pressure.transitions());
         if pressure.wants_keyframe(now) {
             let stream = viewer.stream;

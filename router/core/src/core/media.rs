@@ -15,6 +15,7 @@ use crate::egress::{Lost, To};
 use crate::feed::{Caught, Pumped};
 use crate::history::History;
 use crate::limits::{Limits, REPLAY_FOR_PLI_BYTES_MAX};
+use crate::pressure::Level;
 use crate::viewer::Hot;
 
 /// A packet's size on the wire, for pacing.
@@ -226,6 +227,10 @@ impl Core {
             self.counters.nacks_unknown += 1;
             return;
         };
+        if !media.log.wants(&repair.found) {
+            self.counters.nacks_unknown += 1;
+            return;
+        }
         let size = u32::try_from(payload.len()).unwrap_or(u32::MAX);
         if !viewer.budgets.repair_bytes.take(now, size) {
             self.counters.nacks_denied += 1;
@@ -378,8 +383,11 @@ fn serve(
         return Served { pumped: Pumped::Idle, lost: false };
     };
     let silent = media.is_silent(turn.now_us);
-    if silent {
-        pressure.on_silence(turn.now);
+    if silent
+        && pressure.on_silence(turn.now).is_some_and(|change| change.to == Level::KeyframesOnly)
+    {
+        feed.give_up();
+        media.log.abandon();
     }
     let caught = feed.catch_up(turn.now, history, pressure);
     if silent || caught != Caught::ONE {

@@ -14,6 +14,12 @@ const RECENT: usize = 16;
 /// Queue above which the bottleneck counts as busy.
 const BUSY_US: i64 = 10_000;
 
+/// A bottleneck is idle so long after its queue drained.
+const PAUSE_US: i64 = 150_000;
+/// The mean difference of neighbours is over about so many bursts, each difference at most so much.
+const JITTER_MEMORY: i64 = 32;
+const JITTER_MAX_US: i64 = 100_000;
+
 /// A complete burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Burst {
@@ -36,6 +42,8 @@ pub(crate) struct Bursts {
     recent_count: usize,
     newest_arrival_us: Option<i64>,
     busy_since_us: Option<i64>,
+    last_delay_us: Option<i64>,
+    jitter_us: i64,
 }
 
 impl Bursts {
@@ -58,6 +66,12 @@ impl Bursts {
         let done = *current;
         self.current = Some(packet);
         self.close(done);
+        let pause_us = sent_us.saturating_sub(done.sent_us);
+        if pause_us > self.above_base(done.delay_us).saturating_add(PAUSE_US) {
+            // Whatever queue there was has drained meanwhile.
+            self.recent_count = 0;
+            self.busy_since_us = None;
+        }
         Some(done)
     }
 
@@ -73,6 +87,11 @@ impl Bursts {
             .map_or(0, |delay| self.above_base(delay))
     }
 
+    /// Mean difference of the delays of neighbours.
+    pub(crate) fn jitter_us(&self) -> i64 {
+        self.jitter_us
+    }
+
     /// For how long the bottleneck has been busy, by the clock of arrival.
     pub(crate) fn busy_us(&self) -> Option<i64> {
         Some(self.newest_arrival_us?.saturating_sub(self.busy_since_us?))
@@ -81,6 +100,10 @@ impl Bursts {
     fn close(&mut self, burst: Burst) {
         self.recent[self.recent_count % RECENT] = (burst.sent_us, burst.delay_us);
         self.recent_count = self.recent_count.wrapping_add(1);
+        if let Some(last) = self.last_delay_us.replace(burst.delay_us) {
+            let step = burst.delay_us.saturating_sub(last).saturating_abs().min(JITTER_MAX_US);
+            self.jitter_us += (step - self.jitter_us) / JITTER_MEMORY;
+        }
         if self.above_base(burst.delay_us) < BUSY_US {
             self.busy_since_us = None;
         } else if self.busy_since_us.is_none() {

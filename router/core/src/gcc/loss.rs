@@ -8,10 +8,14 @@ use std::time::{Duration, Instant};
 
 /// Packets count with this half-life or so.
 const MEMORY: Duration = Duration::from_secs(1);
+/// After a pause this long the past is no measure.
+const STALE: Duration = Duration::from_millis(600);
 /// Standard deviations taken off.
 const DOUBT: f64 = 2.5;
 /// Fewer packets than this say nothing.
 const PACKETS_MIN: f64 = 15.0;
+/// Packets that the path's own loss is taken from, at least.
+const OWN_PACKETS_MIN: f64 = 40.0;
 /// Loss must outlast the reduction of the rate by this long to be the path's own.
 const OWN_AFTER: Duration = Duration::from_millis(1_500);
 
@@ -20,27 +24,32 @@ const OWN_AFTER: Duration = Duration::from_millis(1_500);
 pub(crate) struct Loss {
     packets: f64,
     lost: f64,
-    lost_bytes: f64,
     /// Share that the path loses whatever is sent.
     own: f64,
-    below_since: Option<Instant>,
+    /// Since when, and packets and losses since then.
+    below: Option<(Instant, f64, f64)>,
 }
 
 impl Loss {
     /// Lets the past fade.
     pub(crate) fn age(&mut self, passed: Duration) {
-        let keep = 1.0 / (1.0 + passed.as_secs_f64() / MEMORY.as_secs_f64());
+        if passed >= STALE {
+            (self.packets, self.lost, self.below) = (0.0, 0.0, None);
+        }
+        let keep = (-passed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
         self.packets *= keep;
         self.lost *= keep;
-        self.lost_bytes *= keep;
     }
 
     /// One more packet.
-    pub(crate) fn add(&mut self, bytes: u32, lost: bool) {
+    pub(crate) fn add(&mut self, lost: bool) {
         self.packets += 1.0;
         if lost {
             self.lost += 1.0;
-            self.lost_bytes += f64::from(bytes);
+        }
+        if let Some((_, packets, lost_below)) = self.below.as_mut() {
+            *packets += 1.0;
+            *lost_below += f64::from(u8::from(lost));
         }
     }
 
@@ -59,20 +68,18 @@ impl Loss {
         (share - doubt - self.own).max(0.0)
     }
 
-    /// Bytes lost lately.
-    pub(crate) fn lost_bytes(&self) -> u64 {
-        self.lost_bytes as u64
-    }
-
     /// Tells whether what is sent at present is clearly less than what the path carries: loss that
     /// is seen then is not our doing. Loss that goes away takes the memory of it along.
     pub(crate) fn learn(&mut self, now: Instant, below: bool) {
         if !below {
-            self.below_since = None;
-        }
-        let since = *self.below_since.get_or_insert(now);
-        if below && now.saturating_duration_since(since) >= OWN_AFTER {
-            self.own = self.own.max(self.share());
+            self.below = None;
+        } else {
+            let (since, packets, lost) = *self.below.get_or_insert((now, 0.0, 0.0));
+            let long = now.saturating_duration_since(since) >= OWN_AFTER;
+            if long && packets >= OWN_PACKETS_MIN {
+                self.own = self.own.max(lost / packets);
+                self.below = None;
+            }
         }
         if self.packets >= PACKETS_MIN && self.share() < self.own {
             self.own += (self.share() - self.own) * 0.05;

@@ -19,7 +19,7 @@
 //! 4. On congestion the estimate becomes 0.85 of the rate that arrived *while the queue stood*:
 //!    then the bottleneck was busy all along, whatever the stream did before (`rate`).
 //! 5. Loss counts when even its lower confidence bound is above 10 % beyond the loss that the path
-//!    shows at low rates too; the estimate becomes what arrived (`loss`).
+//!    shows at low rates too; the estimate becomes 0.85 of what arrived (`loss`).
 //! 6. Otherwise it grows by 8 % a second while it is used, and at once to whatever arrived without
 //!    a queue. It is dropped when it has not mattered for 5 s (above twice the sent rate).
 //!
@@ -35,7 +35,7 @@ mod bursts;
 mod loss;
 mod rate;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 #[cfg(test)]
 mod tests;
 mod trend;
@@ -82,7 +82,7 @@ pub(crate) struct Evidence {
     pub(crate) queue: Duration,
     /// Share of packets lost, beyond doubt and beyond what the path always loses.
     pub(crate) excess_loss: f64,
-    /// Bytes lost in about the last second.
+    /// Bytes that this feedback reports lost.
     pub(crate) lost_bytes: u64,
     /// Round trip as last told, or 100 ms.
     pub(crate) rtt: Duration,
@@ -94,6 +94,8 @@ const BETA: f64 = 0.85;
 const GROWTH: f64 = 0.08;
 /// Standing queue below which a growing delay means nothing.
 const QUEUE_MIN_US: i64 = 15_000;
+/// On a restless path it takes at most so much more.
+const RESTLESS_MAX_US: i64 = 40_000;
 /// Standing queue that together with some loss is congestion, though it no longer grows: it is full.
 const QUEUE_FULL_US: i64 = 40_000;
 /// Loss beyond doubt that makes such a queue a full one.
@@ -102,6 +104,8 @@ const LOSS_OF_FULL_QUEUE: f64 = 0.02;
 const LOSS_HIGH: f64 = 0.10;
 /// An estimate that nothing confirmed for this long is dropped once it is above twice the sent rate.
 const FORGET: Duration = Duration::from_secs(5);
+/// A feedback stands for no more time than this, in seconds.
+const SHRINK_MAX_S: f64 = 0.2;
 /// Rates are measured over this time.
 const RATE_WINDOW_US: i64 = 500_000;
 /// Least length of a busy time that a rate is taken from.
@@ -127,6 +131,7 @@ pub(crate) struct Estimator {
     updated_at: Option<Instant>,
     last_delay_us: Option<i64>,
     rtt: Duration,
+    lost_bytes: u64,
 }
 
 impl Estimator {
@@ -144,6 +149,7 @@ impl Estimator {
             updated_at: None,
             last_delay_us: None,
             rtt: RTT_UNKNOWN,
+            lost_bytes: 0,
         }
     }
 
@@ -158,9 +164,10 @@ impl Estimator {
             self.rtt = rtt;
         }
         let since = self.updated_at.replace(now).map_or(Duration::ZERO, |at| {
-            now.saturating_duration_since(at).min(Duration::from_secs(1))
+            now.saturating_duration_since(at).min(Duration::from_secs(10))
         });
         self.loss.age(since);
+        self.lost_bytes = 0;
         for result in results {
             self.packet(result);
         }
@@ -169,12 +176,12 @@ impl Estimator {
 
     /// Bits per second that the path carries. `None`: nothing says that it is too narrow.
     pub(crate) fn estimate_bps(&self) -> Option<u64> {
-        self.estimate.map(|bps| bps as u64)
+        self.estimate.map(whole)
     }
 
     /// Bits per second that arrived lately.
     pub(crate) fn acked_bps(&self) -> u64 {
-        self.acked.bps(RATE_WINDOW_US) as u64
+        whole(self.acked.bps(RATE_WINDOW_US))
     }
 
     /// Share of packets that did not arrive, over about a second.
@@ -194,7 +201,7 @@ impl Estimator {
             congested: self.congested,
             queue: Duration::from_micros(self.bursts.standing_us().unsigned_abs()),
             excess_loss: self.loss.excess(),
-            lost_bytes: self.loss.lost_bytes(),
+            lost_bytes: self.lost_bytes,
             rtt: self.rtt,
         }
     }
@@ -202,8 +209,11 @@ impl Estimator {
     fn packet(&mut self, result: &PacketResult) {
         let sent_us = i64::try_from(result.sent_us).unwrap_or(i64::MAX);
         self.sent.add(sent_us, result.bytes);
-        self.loss.add(result.bytes, result.arrived_us.is_none());
-        let Some(arrived_us) = result.arrived_us else { return };
+        self.loss.add(result.arrived_us.is_none());
+        let Some(arrived_us) = result.arrived_us else {
+            self.lost_bytes = self.lost_bytes.saturating_add(u64::from(result.bytes));
+            return;
+        };
         let delay_us = arrived_us.saturating_sub(sent_us);
         if let Some(last) = self.last_delay_us.replace(delay_us)
             && delay_us.saturating_sub(last).saturating_abs() > CLOCK_JUMP_US
@@ -220,20 +230,23 @@ impl Estimator {
 
     fn update(&mut self, now: Instant, since: Duration) {
         let queue_us = self.bursts.standing_us();
-        let doubtless = self.loss.excess();
-        let delayed = (self.trend.usage() == Usage::Overuse && queue_us >= QUEUE_MIN_US)
+        // Without a new loss in it, a feedback is no evidence of loss.
+        let doubtless = if self.lost_bytes == 0 { 0.0 } else { self.loss.excess() };
+        let restless_us = QUEUE_MIN_US + (2 * self.bursts.jitter_us()).min(RESTLESS_MAX_US);
+        let delayed = (self.trend.usage() == Usage::Overuse && queue_us >= restless_us)
             || (queue_us >= QUEUE_FULL_US && doubtless > LOSS_OF_FULL_QUEUE);
         self.congested = delayed || doubtless > LOSS_HIGH;
-        let acked = self.acked.bps(RATE_WINDOW_US);
         if self.congested {
             self.congested_at = Some(now);
-            let narrow = if delayed { BETA * self.busy_bps().unwrap_or(acked) } else { acked };
-            self.estimate = Some(narrow.max(ESTIMATE_MIN));
+            self.shrink(delayed, since);
+        } else if self.estimate.is_some() {
+            self.grow(since, queue_us);
         } else {
-            self.grow(acked, since, queue_us);
+            return;
         }
-        self.forget(now);
-        self.learn_loss(now, queue_us);
+        let sent = self.sent.bps(RATE_WINDOW_US);
+        self.learn_loss(now, sent, queue_us);
+        self.forget(now, sent);
     }
 
     /// The rate that arrived while the queue stood, which is what the bottleneck can do.
@@ -242,7 +255,26 @@ impl Estimator {
         (busy_us >= BUSY_MIN_US).then(|| self.acked.bps(busy_us.min(RATE_WINDOW_US)))
     }
 
-    fn grow(&mut self, acked: f64, since: Duration, queue_us: i64) {
+    fn shrink(&mut self, delayed: bool, since: Duration) {
+        let acked = self.acked.bps(RATE_WINDOW_US);
+        let sent = self.sent.bps(RATE_WINDOW_US);
+        let narrow = match self.estimate {
+            _ if delayed => match (self.busy_bps(), self.estimate) {
+                (Some(busy), _) => BETA * busy,
+                (None, Some(estimate)) => estimate,
+                (None, None) => BETA * acked,
+            },
+            // What arrives of little says nothing of how much could.
+            Some(estimate) if sent < estimate => {
+                estimate * (1.0 - self.loss.excess() * since.as_secs_f64().min(SHRINK_MAX_S))
+            }
+            _ => BETA * acked,
+        };
+        self.estimate = Some(narrow.max(ESTIMATE_MIN));
+    }
+
+    fn grow(&mut self, since: Duration, queue_us: i64) {
+        let acked = self.acked.bps(RATE_WINDOW_US);
         let Some(estimate) = self.estimate.as_mut() else { return };
         if self.trend.usage() == Usage::Underuse {
             return;
@@ -256,18 +288,22 @@ impl Estimator {
         }
     }
 
-    fn forget(&mut self, now: Instant) {
+    fn forget(&mut self, now: Instant, sent: f64) {
         let stale = self.congested_at.is_none_or(|at| now.saturating_duration_since(at) >= FORGET);
-        let sent = self.sent.bps(RATE_WINDOW_US);
         if stale && self.estimate.is_some_and(|estimate| estimate > 2.0 * sent) {
             self.estimate = None;
         }
     }
 
     /// Loss that stays although far less is sent than the path carries is the path's own.
-    fn learn_loss(&mut self, now: Instant, queue_us: i64) {
+    fn learn_loss(&mut self, now: Instant, sent: f64, queue_us: i64) {
         let Some(estimate) = self.estimate else { return };
-        let below = self.sent.bps(RATE_WINDOW_US) < estimate * BETA;
+        let below = sent < estimate * BETA;
         self.loss.learn(now, below && queue_us < QUEUE_MIN_US);
     }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+pub(crate) fn whole(bps: f64) -> u64 {
+    bps as u64
 }

@@ -49,6 +49,7 @@ impl Rate {
     }
 }
 
+#[expect(clippy::cast_possible_truncation, reason = "0..64")]
 fn slot(number: i64) -> usize {
     number.rem_euclid(BUCKETS as i64) as usize
 }

@@ -1,0 +1,180 @@
+//! One stream to many viewers by the router's own code: the core, the batch sender and the loop of
+//! a shard, with viewers connected by real ICE and DTLS, to loopback sockets that nobody reads.
+//! Measured in turns with the physical limit (see `limit`). Not a load test: no process, no
+//! ingest, no joins while it runs.
+//!
+//! # Fields of the JSON object
+//!
+//! | field | meaning |
+//! |---|---|
+//! | `limit_ns_per_packet` | the physical limit, at 200 viewers |
+//! | `ns_per_packet` | object by number of viewers: CPU per packet sent |
+//! | `compute_ns_per_packet` | the same where nothing is given to the kernel |
+//! | `ns_per_packet_with_feedback` | object by number of viewers: each sends arrival times 20 times a second, a receiver report each second and asks for 1 % of the packets again, all received through the socket and opened; per packet of media |
+//! | `ratio_to_limit` | at 200 viewers |
+//! | `ratio_with_feedback` | at 200 viewers, to the limit |
+//! | `spread_50_to_2000` | greatest difference from the mean of the figures of 50 and more viewers, as a part of it |
+//! | `allocations_per_packet`, `allocations_per_packet_with_feedback` | at 200 viewers |
+//! | `rival_ns_per_packet`, `ratio_of_rival` | str0m's RTP mode with one `sendto` per packet at 200 viewers, and how many times more that is |
+//! | `shards_speedup` | packets per second of two pinned shards over those of one; null with one CPU |
+//! | `smoke` | true: not measured, only shown to run |
+//!
+//! Fields that need datagrams to arrive are null in a blackhole.
+
+#![allow(clippy::print_stdout, reason = "a benchmark talks to its terminal")]
+
+mod common;
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    sync::Barrier,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser as _;
+use common::{
+    args::Args,
+    contest::{Figure, Work, contest, pin, timed},
+    floor::Floor,
+    report,
+    rig::Rig,
+    rival::Rival,
+    sinks::{self, Sinks},
+};
+use serde_json::{Map, Value, json};
+
+/// Where the ratios are taken.
+const VIEWERS: usize = 200;
+const CROWDS: [(usize, &str); 5] =
+    [(1, "1"), (50, "50"), (200, "200"), (500, "500"), (2_000, "2000")];
+const WITH_FEEDBACK: [(usize, &str); 3] =
+    [(50, "50 feedback"), (200, "200 feedback"), (2_000, "2000 feedback")];
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    pin(args.cpu)?;
+    let most = if args.is_smoke() { 50 } else { 2_000 };
+    let at = VIEWERS.min(most);
+    let sinks = Sinks::new(most)?;
+    let has_feedback = Sinks::is_connected()?;
+    let v4 = sinks::sender("127.0.0.1:0")?;
+    let mut floor = Floor::new(&sinks.addresses[..at])?;
+    let mut rival = Rival::new(&sinks, at)?;
+    let mut mute = Rig::muted(&sinks, at)?;
+    let mut rigs: Vec<(&str, RefCell<Rig<'_>>)> = Vec::new();
+    for (viewers, name) in CROWDS.into_iter().filter(|(n, _)| *n <= most) {
+        rigs.push((name, RefCell::new(Rig::new(&sinks, viewers, false)?)));
+    }
+    for (viewers, name) in WITH_FEEDBACK.into_iter().filter(|(n, _)| has_feedback && *n <= most) {
+        rigs.push((name, RefCell::new(Rig::new(&sinks, viewers, true)?)));
+    }
+    let mut entries: Vec<(&str, Work<'_>)> = vec![
+        ("limit", Box::new(|| timed(|| floor.frame(Some(&v4))))),
+        ("compute", Box::new(|| mute.work())),
+        ("rival", Box::new(|| rival.work())),
+    ];
+    for (name, rig) in &rigs {
+        entries.push((name, Box::new(|| rig.borrow_mut().work())));
+    }
+    let order: Vec<_> = entries.iter().map(|(name, _)| *name).collect();
+    let figures = contest(entries, args.rounds(), args.sample());
+    println!("{:<16} {:>9} {:>9} {:>9}   ns of CPU per packet", "", "best", "median", "of limit");
+    for name in order {
+        let Figure { best, median } = figures[name];
+        let ratio = best / figures["limit"].best;
+        println!("{name:<16} {best:>9.1} {median:>9.1} {ratio:>9.3}");
+    }
+    let mut allocations = Vec::new();
+    for (name, rig) in &rigs {
+        let mut rig = rig.borrow_mut();
+        rig.check().with_context(|| format!("with {name} viewers"))?;
+        if name.split(' ').next() == Some(at.to_string().as_str()) {
+            allocations.push(rig.allocations());
+        }
+    }
+    drop(rigs);
+    let speedup = if has_feedback { shards_speedup(&sinks, at, &args)? } else { None };
+    println!("allocations per packet {allocations:?}, two shards {speedup:?} times one");
+    let object = object(&figures, &allocations, speedup, &args);
+    report::write(args.json.as_deref(), object)
+}
+
+fn object(
+    figures: &BTreeMap<&'static str, Figure>,
+    allocations: &[f64],
+    speedup: Option<f64>,
+    args: &Args,
+) -> Map<String, Value> {
+    let best = |name: &str| figures.get(name).map(|f| f.best);
+    let value = |x: Option<f64>| x.map_or(Value::Null, report::round);
+    let ratio = |a: Option<f64>, b: Option<f64>| {
+        a.zip(b).map_or(Value::Null, |(a, b)| report::round_to(a / b, 1_000.0))
+    };
+    let by_viewers = |names: &[(usize, &str)]| {
+        let found = names.iter().filter_map(|(n, name)| Some((n.to_string(), best(name)?)));
+        Value::Object(found.map(|(n, f)| (n, report::round(f))).collect())
+    };
+    let many: Vec<f64> = CROWDS[1..].iter().filter_map(|(_, name)| best(name)).collect();
+    let mean = many.iter().sum::<f64>() / many.len() as f64;
+    let spread = many.iter().map(|f| (f / mean - 1.0).abs()).fold(0.0, f64::max);
+    let object = json!({
+        "bench": "fanout",
+        "limit_ns_per_packet": value(best("limit")),
+        "ns_per_packet": by_viewers(&CROWDS),
+        "compute_ns_per_packet": value(best("compute")),
+        "ns_per_packet_with_feedback": by_viewers(&WITH_FEEDBACK),
+        "ratio_to_limit": ratio(best("200"), best("limit")),
+        "ratio_with_feedback": ratio(best("200 feedback"), best("limit")),
+        "spread_50_to_2000": report::round_to(spread, 1_000.0),
+        "allocations_per_packet": allocations.first(),
+        "allocations_per_packet_with_feedback": allocations.get(1),
+        "rival_ns_per_packet": value(best("rival")),
+        "ratio_of_rival": ratio(best("rival"), best("200")),
+        "shards_speedup": speedup.map(|s| report::round_to(s, 1_000.0)),
+        "rounds": args.rounds(),
+        "smoke": args.is_smoke(),
+        "machine": report::machine(),
+    });
+    object.as_object().cloned().unwrap_or_default()
+}
+
+/// Packets per second of wall time: one shard alone, then one on each of two CPUs at once.
+fn shards_speedup(sinks: &Sinks, viewers: usize, args: &Args) -> Result<Option<f64>> {
+    if report::cpus() < 2 {
+        return Ok(None);
+    }
+    let time = args.sample() * 20;
+    let mut best: Option<f64> = None;
+    for _ in 0..args.rounds().min(5) {
+        let one = shards(sinks, viewers, &[0], time)?;
+        let two = shards(sinks, viewers, &[0, 1], time)?;
+        best = Some(best.unwrap_or(0.0).max(two / one));
+    }
+    Ok(best)
+}
+
+fn shards(sinks: &Sinks, viewers: usize, cpus: &[usize], time: Duration) -> Result<f64> {
+    let start = Barrier::new(cpus.len());
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = cpus
+            .iter()
+            .map(|cpu| {
+                scope.spawn(|| {
+                    pin(*cpu)?;
+                    let rig = Rig::new(sinks, viewers, false);
+                    // Also when it failed, so that nobody waits for ever.
+                    start.wait();
+                    let mut rig = rig?;
+                    let (began, mut packets) = (Instant::now(), 0);
+                    while began.elapsed() < time {
+                        packets += rig.work().units;
+                    }
+                    Ok(packets as f64 / began.elapsed().as_secs_f64())
+                })
+            })
+            .collect();
+        threads.into_iter().map(|t| t.join().expect("the thread does not panic")).sum()
+    })
+}
