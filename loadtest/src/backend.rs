@@ -16,6 +16,8 @@ use tonic::{Code, transport::Channel};
 
 /// Time for a stream to be live.
 const LIVE: Duration = Duration::from_secs(30);
+/// Time for a viewer to be placed.
+const PLACED: Duration = Duration::from_secs(60);
 /// Between two looks or tries.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Calls at once.
@@ -119,7 +121,11 @@ impl Backend {
         futures::stream::iter(calls).buffered(CALLS).try_collect().await
     }
 
-    async fn ticket(
+    /// One token.
+    ///
+    /// # Errors
+    /// The control API refuses it.
+    pub async fn ticket(
         &self,
         name: String,
         stream: usize,
@@ -134,7 +140,21 @@ impl Backend {
             ..CreateViewerRequest::default()
         };
         let mut client = ViewerServiceClient::new(self.channel.clone());
-        let answer = client.create_viewer(request).await.context("CreateViewer")?.into_inner();
+        let deadline = tokio::time::Instant::now() + PLACED;
+        let answer = loop {
+            match client.create_viewer(request.clone()).await {
+                Ok(answer) => break answer.into_inner(),
+                // Placement takes what it placed since the last heartbeat for load: a crowd that
+                // is invited at once has to wait for the router to say otherwise.
+                Err(status)
+                    if status.code() == Code::ResourceExhausted
+                        && tokio::time::Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                Err(status) => return Err(status).context("CreateViewer"),
+            }
+        };
         Ok(Ticket { stream, controller, url: answer.whep_url, token: answer.join_token })
     }
 }

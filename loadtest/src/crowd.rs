@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     backend::Ticket,
-    swarm::{Group, Milestone, Note, Swarm, ViewerId, ViewerReport},
+    swarm::{Farewell, Group, Milestone, Note, Swarm, ViewerId, ViewerReport},
     viewer::with_candidates,
 };
 
@@ -170,7 +170,7 @@ impl Crowd {
         match self.post(ticket, viewer, offer, path).await {
             Ok(joined) => Ok(joined),
             Err(error) => {
-                let _ = self.swarm.leave(viewer).await;
+                let _ = self.swarm.leave(viewer, Farewell::Proper).await;
                 Err(error)
             }
         }
@@ -227,7 +227,7 @@ impl Crowd {
     /// # Errors
     /// The viewers' thread has ended.
     pub async fn leave(&self, joined: &Joined) -> anyhow::Result<Option<ViewerReport>> {
-        let report = self.swarm.leave(joined.viewer).await?;
+        let report = self.swarm.leave(joined.viewer, Farewell::Proper).await?;
         let delete = self.http.delete(&joined.session).bearer_auth(&joined.token).timeout(POST);
         // The router may have forgotten it by the end of DTLS already.
         let _ = delete.send().await;
@@ -239,8 +239,8 @@ impl Crowd {
     ///
     /// # Errors
     /// The viewers' thread has ended.
-    pub async fn close_only(&self, joined: &Joined) -> anyhow::Result<Option<ViewerReport>> {
-        let report = self.swarm.leave(joined.viewer).await?;
+    pub async fn vanish(&self, joined: &Joined) -> anyhow::Result<Option<ViewerReport>> {
+        let report = self.swarm.leave(joined.viewer, Farewell::None).await?;
         self.diaries.forget(joined.viewer);
         Ok(report)
     }

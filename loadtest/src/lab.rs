@@ -102,6 +102,7 @@ pub struct Lab {
     pub pace: watch::Sender<Pace>,
     /// Input as it reaches the devices.
     pub inputs: mpsc::UnboundedReceiver<Arrived>,
+    fps: u32,
     publishing: Publishing,
 }
 
@@ -133,6 +134,7 @@ impl Lab {
         detour: Option<Detour>,
     ) -> anyhow::Result<Self> {
         anyhow::ensure!(args.streams > 0, "at least one stream is needed");
+        anyhow::ensure!(args.fps >= 4, "at least four pictures per second are needed");
         let executable = match &args.server_exe {
             Some(file) => file.clone(),
             None => std::env::current_exe().context("this executable's own path")?,
@@ -155,7 +157,12 @@ impl Lab {
         let (input, inputs) = mpsc::unbounded_channel();
         let device = |name: &String| {
             let ledger = Ledger::default();
-            Arc::new(Device { name: name.clone(), ledger, inputs: input.clone() })
+            Arc::new(Device {
+                name: name.clone(),
+                ledger,
+                late: Default::default(),
+                inputs: input.clone(),
+            })
         };
         let devices: Vec<Arc<Device>> = names.iter().map(device).collect();
         let publishes = devices
@@ -178,7 +185,8 @@ impl Lab {
             devices.into_iter().map(|device| Watched { device, window: Arc::default() }).collect();
         let (swarm, notes) = Swarm::start(args.viewer_threads, &streams)?;
         let crowd = Crowd::new(Arc::new(swarm), Diaries::keep(notes));
-        Ok(Self { fleet, backend, names, streams, crowd, pace, inputs, publishing })
+        let fps = args.fps;
+        Ok(Self { fleet, backend, names, streams, crowd, pace, inputs, fps, publishing })
     }
 
     /// Tokens for viewers, the first of each stream a controller if asked.
@@ -189,24 +197,49 @@ impl Lab {
         self.backend.tickets(&self.names, count, controllers).await
     }
 
+    /// A token for the n-th of many viewers, who are spread over the streams.
+    ///
+    /// # Errors
+    /// The control API refuses it.
+    pub async fn ticket(&self, n: usize) -> anyhow::Result<Ticket> {
+        let stream = n % self.names.len().max(1);
+        let name = self.names.get(stream).cloned().unwrap_or_default();
+        self.backend.ticket(name, stream, false).await
+    }
+
     /// Keyframes that the router has asked the encoders for.
     pub fn keyframes_asked(&self) -> u64 {
         self.streams.iter().map(|stream| stream.device.ledger.keyframes_asked()).sum()
     }
 
-    /// Opens every stream's window a little ahead of now.
-    pub fn open_windows(&self, ahead: u64) {
+    /// Opens every stream's window half a second ahead of now, so that nobody has its first picture
+    /// yet.
+    pub fn open_windows(&self) {
         for stream in &self.streams {
-            stream.window.open(stream.device.ledger.next_number() + ahead);
+            let from = stream.device.ledger.next_number() + self.ahead();
+            stream.device.ledger.mark(from);
+            stream.window.open(from);
+            *stream.device.late.lock() = Default::default();
         }
         self.crowd.swarm().measure(true);
     }
 
-    /// Closes every window a little ahead of now.
-    pub fn close_windows(&self, ahead: u64) {
+    /// Closes every window half a second ahead of now.
+    pub fn close_windows(&self) {
         for stream in &self.streams {
-            stream.window.close(stream.device.ledger.next_number() + ahead);
+            stream.window.close(stream.device.ledger.next_number() + self.ahead());
         }
+    }
+
+    /// Ends every window here, for a phase whose count of pictures nobody asks for.
+    pub fn cut_windows(&self) {
+        for stream in &self.streams {
+            stream.window.close(stream.device.ledger.next_number());
+        }
+    }
+
+    fn ahead(&self) -> u64 {
+        u64::from(self.fps / 2).max(2)
     }
 
     /// Stops everything, viewers first.

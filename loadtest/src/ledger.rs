@@ -4,7 +4,7 @@
 //! so a viewer never receives what is not known.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::atomic::{AtomicU64, Ordering},
     time::Instant,
 };
@@ -34,6 +34,8 @@ pub struct Entry {
     pub discardable: bool,
     /// The picture it needs; itself when it needs none.
     pub needs: u64,
+    /// RTP packets of all pictures before it.
+    pub packets_before: u64,
 }
 
 /// What to write down about a picture that is about to leave.
@@ -58,7 +60,13 @@ struct Inner {
     entries: VecDeque<Entry>,
     by_hash: HashMap<u64, u64>,
     last_reference: Option<u64>,
+    packets: u64,
+    /// Pictures whose count of packets before them is kept, though they are forgotten.
+    marks: BTreeMap<u64, Option<u64>>,
 }
+
+/// Marks kept; the oldest goes first.
+const MARKS_MAX: usize = 16;
 
 /// One stream's record.
 #[derive(Debug, Default)]
@@ -74,7 +82,22 @@ impl Ledger {
         let Leaving { number, hash, packets, bytes, key, discardable } = leaving;
         let inner = &mut *self.inner.write();
         let needs = if key { number } else { inner.last_reference.unwrap_or(number) };
-        let entry = Entry { number, hash, published: now, packets, bytes, key, discardable, needs };
+        let packets_before = inner.packets;
+        inner.packets += u64::from(packets);
+        if let Some(mark) = inner.marks.get_mut(&number) {
+            *mark = Some(packets_before);
+        }
+        let entry = Entry {
+            number,
+            hash,
+            published: now,
+            packets,
+            bytes,
+            key,
+            discardable,
+            needs,
+            packets_before,
+        };
         if !discardable {
             inner.last_reference = Some(number);
         }
@@ -113,10 +136,30 @@ impl Ledger {
         self.newest().map_or(0, |entry| entry.number + 1)
     }
 
-    /// Packets of the pictures `from..to`; `None` when some are forgotten or not published.
+    /// Packets of all pictures so far.
+    pub fn packets_so_far(&self) -> u64 {
+        self.inner.read().packets
+    }
+
+    /// Keeps the beginning of a window that may become longer than what is remembered. The picture
+    /// must be still to come.
+    pub fn mark(&self, number: u64) {
+        let marks = &mut self.inner.write().marks;
+        marks.insert(number, None);
+        if marks.len() > MARKS_MAX {
+            marks.pop_first();
+        }
+    }
+
+    /// Packets of the pictures `from..to`; `None` when `from` is forgotten and not marked, or `to`
+    /// is not published yet.
     pub fn packets(&self, from: u64, to: u64) -> Option<u64> {
         let inner = self.inner.read();
-        (from..to).map(|n| inner.get(n).map(|entry| u64::from(entry.packets))).sum()
+        let before = |number: u64| {
+            let marked = inner.marks.get(&number).copied().flatten();
+            marked.or_else(|| inner.get(number).map(|entry| entry.packets_before))
+        };
+        before(to)?.checked_sub(before(from)?)
     }
 
     /// Keyframes asked for so far.
@@ -152,8 +195,8 @@ mod tests {
         publish(&ledger, 4, 14, false, true);
         let needs: Vec<u64> = (0..5).map(|n| ledger.get(n).unwrap().needs).collect();
         assert_eq!(needs, [0, 0, 0, 0, 3]);
-        assert_eq!(ledger.packets(1, 5), Some(16));
-        assert_eq!(ledger.packets(1, 6), None, "not published yet");
+        assert_eq!(ledger.packets(1, 4), Some(12));
+        assert_eq!(ledger.packets(1, 5), None, "not published yet");
     }
 
     #[test]
@@ -170,11 +213,14 @@ mod tests {
     #[test]
     fn memory_is_bounded() {
         let ledger = Ledger::default();
+        ledger.mark(5);
         for n in 0..ENTRIES_MAX as u64 + 10 {
             publish(&ledger, n, n, n == 0, false);
         }
         assert_eq!(ledger.get(9), None);
         assert_eq!(ledger.get(10).unwrap().number, 10);
         assert_eq!(ledger.inner.read().by_hash.len(), ENTRIES_MAX);
+        assert_eq!(ledger.packets(4, 100), None, "forgotten");
+        assert_eq!(ledger.packets(5, 105), Some(400), "forgotten, but marked");
     }
 }

@@ -58,6 +58,12 @@ impl Times {
     }
 }
 
+/// A number that counts something: the fraction is cut, what is below zero or none is zero.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as cast saturates")]
+pub fn whole(value: f64) -> usize {
+    value as usize
+}
+
 /// Growth per hour of a series of (seconds, value), by least squares; `None` for fewer than three
 /// points or no time between them.
 pub fn slope_per_hour(points: &[(f64, f64)]) -> Option<f64> {

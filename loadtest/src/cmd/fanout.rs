@@ -15,7 +15,8 @@ use crate::{
     report::{Findings, OutputArgs, Plot},
     sample::{Sampler, tell},
     server::{Scrape, Usage, socket_drops},
-    swarm::{Group, Milestone, Report},
+    stats::Times,
+    swarm::{Group, Milestone, Report, ViewerReport},
 };
 
 /// The router's histogram of added latency.
@@ -24,8 +25,6 @@ pub(super) const ADDED: &str = "fanlight_router_added_latency_within_total";
 pub(super) const SHARD_THREAD: &str = "fl-shard";
 /// Time for a viewer to have its first picture.
 const FIRST: Duration = Duration::from_secs(30);
-/// Pictures by which a window lies ahead of now, so that no viewer has them yet.
-const AHEAD: u64 = 30;
 /// Time for the last pictures of a window to arrive and be repaired.
 const SETTLE: Duration = Duration::from_millis(1_500);
 
@@ -82,18 +81,23 @@ pub(super) async fn gather(
 async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let idle = lab.fleet.memory()?;
     let sampler = Sampler::start(lab.fleet.router.pid());
-    let _joined = gather(lab, args.viewers, args.join_rate).await?;
+    gather(lab, args.viewers, args.join_rate).await?;
     // Joins leave buffers and replays behind; their cost is not that of the fan-out.
     tokio::time::sleep(SETTLE).await;
     let before = lab.fleet.scrape_settled().await?;
     let drops_before = drops(lab).await?;
     let asked_before = lab.keyframes_asked();
-    lab.open_windows(AHEAD);
-    let usage_before = lab.fleet.usage()?;
+    // Distributions begin with the window.
+    lab.crowd.swarm().report(true).await?;
+    lab.open_windows();
+    let sent = |lab: &Lab| -> Vec<u64> {
+        lab.streams.iter().map(|s| s.device.ledger.packets_so_far()).collect()
+    };
+    let (usage_before, sent_before) = (lab.fleet.usage()?, sent(lab));
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let usage = lab.fleet.usage()?;
+    let (usage, sent) = (lab.fleet.usage()?, sent(lab));
     let memory = lab.fleet.memory()?;
-    lab.close_windows(AHEAD);
+    lab.close_windows();
     let after = lab.fleet.scrape_settled().await?;
     tokio::time::sleep(SETTLE).await;
     let report = lab.crowd.swarm().report(false).await?;
@@ -118,10 +122,14 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
         }
         _ => findings.fault("the load's own socket drops cannot be read"),
     }
-    let forwarded = after.since(&before, "fanlight_router_packets_forwarded_total");
-    cost(&mut findings, args, &totals, forwarded, &usage_before, &usage);
-    latency(&mut findings, &before, &after);
-    path(&mut findings, &report);
+    // What was published for each viewer while the CPU was watched, less the part that was lost.
+    let published = |v: &ViewerReport| sent.get(v.stream).zip(sent_before.get(v.stream));
+    let packets: u64 = report.viewers.iter().filter_map(published).map(|(b, a)| b - a).sum();
+    let packets = packets as f64 * totals.arrived;
+    cost(&mut findings, args, &totals, packets, &usage_before, &usage);
+    added(&mut findings, &before, &after, true);
+    losses(&mut findings, &before, &after);
+    path(&mut findings, lab, &report);
     let per_viewer = |now: u64, then: u64| (now as f64 - then as f64) / args.viewers as f64;
     findings
         .measured("server_rss_bytes_per_viewer", Some(per_viewer(memory.resident, idle.resident)));
@@ -134,8 +142,9 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
 
 /// What the window should have brought.
 pub(super) struct Totals {
-    pub(super) expected: u64,
-    pub(super) packets_per_frame: f64,
+    /// Part of the expected packets that arrived.
+    arrived: f64,
+    packets_per_frame: f64,
 }
 
 /// Expected and verified packets of all viewers.
@@ -177,7 +186,8 @@ pub(super) fn packets(
     }
     let per_frame = of_stream.iter().map(|(packets, _)| *packets).sum::<u64>() as f64
         / of_stream.iter().map(|(_, frames)| *frames).sum::<u64>().max(1) as f64;
-    Ok(Totals { expected, packets_per_frame: per_frame })
+    let arrived = verified as f64 / expected.max(1) as f64;
+    Ok(Totals { arrived, packets_per_frame: per_frame })
 }
 
 /// What a packet cost the router.
@@ -185,19 +195,19 @@ fn cost(
     findings: &mut Findings,
     args: &Args,
     totals: &Totals,
-    forwarded: Option<f64>,
+    packets: f64,
     before: &Usage,
     after: &Usage,
 ) {
-    // The router's own count is of the same seconds as its CPU; where it has none, what was
-    // published for the viewers is nearest.
-    let packets = forwarded.filter(|n| *n > 0.0).unwrap_or(totals.expected as f64);
     let ns = |cpu: Duration| cpu.as_nanos() as f64 / packets;
     let process = after.cpu.saturating_sub(before.cpu);
     findings.measured("server_cpu_ns_per_packet", Some(ns(process)));
-    let shard = after.thread_cpu_since(before, SHARD_THREAD);
-    findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
     let seconds = args.seconds as f64;
+    let shards = after.threads_since(before, SHARD_THREAD);
+    let shard = shards.map(|(cpu, _)| cpu);
+    findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
+    let percent = |time: Duration| 100.0 * time.as_secs_f64() / (seconds * args.lab.shards as f64);
+    findings.optional("shard_waited_for_cpu_percent", shards.map(|(_, w)| percent(w)));
     findings.set("server_cpu_percent", (process.as_secs_f64() / seconds * 1e4).round() / 100.0);
     // A shard sends a frame to its viewers of the stream one after the other.
     let burst = shard.map(ns).unwrap_or_else(|| ns(process))
@@ -207,26 +217,44 @@ fn cost(
     findings.measured("burst_us", Some(burst));
 }
 
-/// Added latency as the router stamps it.
-pub(super) fn latency(findings: &mut Findings, before: &Scrape, after: &Scrape) {
+/// Added latency as the router stamps it; `lease`: somebody holds the control lease.
+pub(super) fn added(findings: &mut Findings, before: &Scrape, after: &Scrape, lease: bool) {
     let all = after.histogram_since(before, ADDED, &[]);
-    let lease = after.histogram_since(before, ADDED, &[("role", "controller")]);
+    let holders = after.histogram_since(before, ADDED, &[("role", "controller")]);
     let quantile = |h: &Option<crate::server::Histogram>, q| h.as_ref().and_then(|h| h.quantile(q));
     findings.measured("added_latency_us_p50", quantile(&all, 0.5));
     findings.measured("added_latency_us_p99", quantile(&all, 0.99));
-    findings.measured("lease_holder_latency_us_p99", quantile(&lease, 0.99));
+    if lease {
+        findings.measured("lease_holder_latency_us_p99", quantile(&holders, 0.99));
+    }
     if let Some(all) = &all {
         let bars = all.bars();
         findings.plot(Plot::bars("Added latency", "us", "packets").with("all viewers", bars));
     }
 }
 
+/// Where the router says that it lost something.
+pub(super) fn losses(findings: &mut Findings, before: &Scrape, after: &Scrape) {
+    for (name, metric) in [
+        ("router_hop_frames_dropped", "fanlight_router_hop_frames_dropped_total"),
+        ("router_inbox_frames_dropped", "fanlight_router_inbox_frames_dropped_total"),
+        ("router_frames_skipped", "fanlight_router_frames_skipped_total"),
+        ("router_frames_thinned", "fanlight_router_frames_thinned_total"),
+        ("router_send_full", "fanlight_router_send_full_total"),
+    ] {
+        // The registry shows a counter from its first count on.
+        findings.optional(name, Some(after.since(before, metric).unwrap_or(0.0)));
+    }
+    findings.detail("router_counters", after.moved_since(before));
+}
+
 /// Times as the viewers saw them: the whole path, our own receiving included.
-fn path(findings: &mut Findings, report: &Report) {
+fn path(findings: &mut Findings, lab: &Lab, report: &Report) {
     let times = report.times(Group::Observer);
     let controller = report.times(Group::Controller);
     let mut all = times.path.clone();
     all.merge(&controller.path);
+    late(findings, lab, report);
     findings.optional("path_latency_us_p50", all.quantile_us(0.5));
     findings.optional("path_latency_us_p99", all.quantile_us(0.99));
     let means: Vec<f64> = report.viewers.iter().filter_map(|v| v.mean_path_us).collect();
@@ -250,6 +278,14 @@ pub(super) async fn socket_drop_fault(findings: &mut Findings, lab: &Lab) -> any
         None => findings.fault("the load's own socket drops cannot be read"),
     }
     Ok(())
+}
+
+/// How late the load itself was: a load that had no CPU blames the router for it.
+pub(super) fn late(findings: &mut Findings, lab: &Lab, report: &Report) {
+    findings.optional("load_late_us_p99", report.late.quantile_us(0.99));
+    let mut publishers = Times::default();
+    lab.streams.iter().for_each(|s| publishers.merge(&s.device.late.lock()));
+    findings.optional("publisher_late_us_p99", publishers.quantile_us(0.99));
 }
 
 async fn drops(lab: &Lab) -> anyhow::Result<Option<u64>> {

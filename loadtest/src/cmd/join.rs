@@ -152,9 +152,9 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
         findings.set("cost_joins", tally.joins);
         findings.set("cost_joins_failed", tally.failed);
         findings.measured("joins_per_server_cpu_s", cost(&before, &after, good));
-        let shard = after.thread_cpu_since(&before, SHARD_THREAD);
+        let shard = after.threads_since(&before, SHARD_THREAD);
         let per_join = |cpu: Duration| cpu.as_secs_f64() * 1_000.0 / good.max(1) as f64;
-        findings.optional("shard_ms_per_join", shard.map(per_join));
+        findings.optional("shard_ms_per_join", shard.map(|(cpu, _)| per_join(cpu)));
         if let Some(why) = tally.why {
             findings.fault(format!("{} joins for the cost failed, the first: {why}", tally.failed));
         }

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 
 use super::{
-    fanout::{latency, socket_drop_fault},
+    fanout::{added, late, losses, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -23,8 +23,6 @@ use crate::{
 
 /// Time for a viewer behind a bad network to have its first picture.
 const FIRST: Duration = Duration::from_secs(30);
-/// Pictures by which a window lies ahead of now.
-const AHEAD: u64 = 30;
 /// Time for the last pictures to arrive and be repaired.
 const SETTLE: Duration = Duration::from_secs(2);
 /// Time given to a narrow viewer's thinning before its pictures' ages count.
@@ -170,8 +168,9 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
 
     join(lab, good, args.join_rate).await?;
     tokio::time::sleep(SETTLE).await;
-    lab.open_windows(AHEAD);
+    lab.open_windows();
     tokio::time::sleep(seconds).await;
+    lab.cut_windows();
     let alone = lab.crowd.swarm().report(true).await?;
 
     join(lab, bad, args.join_rate).await?;
@@ -181,9 +180,9 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
     let scrape_before = lab.fleet.scrape_settled().await?;
     let asked_before = lab.keyframes_asked();
     let paths_before = (networks.lossy.counts(), networks.narrow.counts());
-    lab.open_windows(AHEAD);
+    lab.open_windows();
     tokio::time::sleep(seconds).await;
-    lab.close_windows(AHEAD);
+    lab.close_windows();
     lab.crowd.swarm().measure(false);
     let scrape = lab.fleet.scrape_settled().await?;
     tokio::time::sleep(SETTLE).await;
@@ -203,7 +202,9 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
     findings.optional("path_loss_percent", really.map(|part| part * 100.0));
     narrow_viewers(&mut findings, args, lab, &before, &report)?;
     others(&mut findings, &alone, &report);
-    latency(&mut findings, &scrape_before, &scrape);
+    added(&mut findings, &scrape_before, &scrape, false);
+    losses(&mut findings, &scrape_before, &scrape);
+    late(&mut findings, lab, &report);
     if lab.crowd.diaries().closed() > 0 {
         findings.fault(format!("{} viewers lost their connection", lab.crowd.diaries().closed()));
     }
@@ -221,9 +222,14 @@ type Planned = (crate::backend::Ticket, Group, Option<Path>);
 async fn join(lab: &Lab, plan: &[Planned], rate: f64) -> anyhow::Result<Vec<Joined>> {
     let joined = lab.crowd.join_all(plan, rate).await;
     let joined = joined.into_iter().collect::<Result<Vec<_>, _>>().context("a join failed")?;
-    for viewer in &joined {
-        let first = lab.crowd.diaries().wait(viewer.viewer, Milestone::FirstPicture, FIRST).await;
-        first.with_context(|| format!("viewer {} has no picture", viewer.viewer))?;
+    for (viewer, (_, group, _)) in joined.iter().zip(plan) {
+        // A line may be too narrow for a keyframe to come whole soon: that shows in the ages.
+        let (what, name) = match group {
+            Group::Narrow => (Milestone::Connected, "is not connected"),
+            _ => (Milestone::FirstPicture, "has no picture"),
+        };
+        let reached = lab.crowd.diaries().wait(viewer.viewer, what, FIRST).await;
+        reached.with_context(|| format!("viewer {} ({group:?}) {name}", viewer.viewer))?;
     }
     Ok(joined)
 }
@@ -310,8 +316,10 @@ fn narrow_viewers(
     findings.set("narrow_bps", args.narrow_bps);
     findings.measured("narrow_age_ms_p50", age.quantile_ms(0.5));
     findings.measured("narrow_age_ms_p95", age.quantile_ms(0.95));
-    let (mut expected, mut shown, mut bytes) = (0, 0, 0);
+    let (mut expected, mut shown, mut bytes, mut given_up, mut plis) = (0, 0, 0, 0, 0);
     for (then, now) in pairs(before, report, Group::Narrow) {
+        given_up += now.outcome.order.lost - then.outcome.order.lost;
+        plis += now.outcome.media.plis - then.outcome.media.plis;
         expected += published(lab, now.stream)?;
         shown += now.outcome.seen.window_frames - then.outcome.seen.window_frames;
         bytes += now.outcome.media.bytes - then.outcome.media.bytes;
@@ -320,6 +328,8 @@ fn narrow_viewers(
     findings.measured("narrow_frames_ratio", part);
     let rate = bytes as f64 * 8.0 / (args.seconds as f64 * args.narrow as f64);
     findings.set("narrow_received_bps", rate.round());
+    findings.set("narrow_packets_given_up", given_up);
+    findings.set("narrow_plis_sent", plis);
     findings.plot(
         Plot::lines("Age of the newest picture, narrow line", "ms", "part of time")
             .with("narrow", age.curve(200))

@@ -2,6 +2,8 @@
 //! parts that they are made of. Invariant: whatever ends an experiment, its child processes end
 //! with it.
 
+mod churn;
+mod clicks;
 mod fanout;
 mod join;
 mod loss;
@@ -33,6 +35,12 @@ enum Command {
     Join(join::Args),
     /// Bad networks: who is behind them, and who is not
     Loss(loss::Args),
+    /// People who come and go while others watch
+    Churn(churn::Args),
+    /// A long churn, and what grows in it
+    Soak(churn::Args),
+    /// Touches from viewer to device while others watch
+    Clicks(clicks::Args),
     /// A bad network as a process, for browsers; measures nothing
     Relay(relay::Args),
 }
@@ -79,6 +87,8 @@ impl Command {
             Self::Fanout(args) => Some(&mut args.lab),
             Self::Join(args) => Some(&mut args.lab),
             Self::Loss(args) => Some(&mut args.lab),
+            Self::Churn(args) | Self::Soak(args) => Some(&mut args.lab),
+            Self::Clicks(args) => Some(&mut args.lab),
             Self::Relay(_) => None,
         }
     }
@@ -89,6 +99,9 @@ async fn experiment(command: Command) -> anyhow::Result<()> {
         Command::Fanout(args) => fanout::run(&args).await?.publish(&args.output),
         Command::Join(args) => join::run(&args).await?.publish(&args.output),
         Command::Loss(args) => loss::run(&args).await?.publish(&args.output),
+        Command::Churn(args) => churn::run(&args, "churn", 60).await?.publish(&args.output),
+        Command::Soak(args) => churn::run(&args, "soak", 1_800).await?.publish(&args.output),
+        Command::Clicks(args) => clicks::run(&args).await?.publish(&args.output),
         Command::Relay(_) => Ok(()),
     }
 }

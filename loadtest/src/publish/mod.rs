@@ -8,7 +8,9 @@ mod worker;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
 
-use crate::ledger::Ledger;
+use parking_lot::Mutex;
+
+use crate::{ledger::Ledger, stats::Times};
 
 pub use hop::{Hop, HopError};
 pub use pace::{Pace, Plan};
@@ -30,6 +32,8 @@ pub struct Device {
     pub name: String,
     /// What it has published.
     pub ledger: Ledger,
+    /// How long after their time its pictures left.
+    pub late: Mutex<Times>,
     /// Where input for it goes; nobody listening is fine.
     pub inputs: tokio::sync::mpsc::UnboundedSender<Arrived>,
 }

@@ -1,6 +1,6 @@
 //! The pace of one publish: takes pictures from a source and sends each when its time has come.
-//! Not the connection. Invariant: picture n of a moving stream leaves at start + n / fps, however
-//! late the ones before it were, so that a busy machine sends late pictures and not fewer.
+//! Not the connection. Invariant: pictures of a moving stream keep their mean rate, however late
+//! some were, so that a busy machine sends late pictures and not fewer.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -97,8 +97,10 @@ impl Publishing<'_> {
                     continue;
                 }
             }
+            self.device.late.lock().note(due.elapsed());
             self.send(&mut framing, &mut packetizer, std::mem::take(&mut key), epoch).await?;
-            due += period;
+            // What is late is made up for, but not all at once: no encoder does that.
+            due = (due + period).max(tokio::time::Instant::now() + period / 4);
         }
     }
 

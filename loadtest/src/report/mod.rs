@@ -38,6 +38,7 @@ pub struct OutputArgs {
 pub struct Findings {
     command: &'static str,
     figures: Vec<(String, Value)>,
+    details: Vec<(String, Value)>,
     not_measured: Vec<String>,
     faults: Vec<String>,
     plots: Vec<Plot>,
@@ -50,6 +51,7 @@ impl Findings {
         Self {
             command,
             figures: Vec::new(),
+            details: Vec::new(),
             not_measured: Vec::new(),
             faults: Vec::new(),
             plots: Vec::new(),
@@ -60,6 +62,12 @@ impl Findings {
     /// A figure that is known, or a fact of the set-up.
     pub fn set(&mut self, name: &str, value: impl Into<Value>) {
         self.figures.push((name.to_owned(), value.into()));
+    }
+
+    /// Something for scripts alone.
+    pub fn detail(&mut self, name: &str, value: impl serde::Serialize) {
+        let value = serde_json::to_value(value).unwrap_or(Value::Null);
+        self.details.push((name.to_owned(), value));
     }
 
     /// A measured figure; `None` makes the run a failure.
@@ -98,7 +106,7 @@ impl Findings {
     pub fn object(&self) -> Value {
         let mut object = Map::new();
         object.insert("command".to_owned(), json!(self.command));
-        object.extend(self.figures.iter().cloned());
+        object.extend(self.figures.iter().chain(&self.details).cloned());
         object.insert("not_measured".to_owned(), json!(self.not_measured));
         object.insert("faults".to_owned(), json!(self.faults));
         Value::Object(object)
@@ -162,9 +170,11 @@ fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// To what is worth reading: whole numbers stay whole, others get six digits behind the point.
 fn rounded(value: f64) -> Value {
     if value.fract() == 0.0 && value.abs() < 1e15 {
+        #[expect(clippy::cast_possible_truncation, reason = "whole and below 10^15")]
         return json!(value as i64);
     }
-    json!((value * 1e6).round() / 1e6)
+    // Adding zero takes the sign from a zero.
+    json!((value * 1e6).round() / 1e6 + 0.0)
 }
 
 #[cfg(test)]

@@ -165,11 +165,13 @@ fn nice(max: f64) -> f64 {
 }
 
 fn short(value: f64) -> String {
-    match value.abs() {
-        v if v >= 1e9 => format!("{:.3}G", value / 1e9),
-        v if v >= 1e6 => format!("{:.3}M", value / 1e6),
-        v if v >= 1e4 => format!("{:.3}k", value / 1e3),
-        _ => format!("{value:.3}"),
-    }
-    .replace(".000", "")
+    let (value, unit) = match value.abs() {
+        v if v >= 1e9 => (value / 1e9, "G"),
+        v if v >= 1e6 => (value / 1e6, "M"),
+        v if v >= 1e4 => (value / 1e3, "k"),
+        _ => (value, ""),
+    };
+    let digits = format!("{value:.3}");
+    let digits = digits.trim_end_matches('0').trim_end_matches('.');
+    format!("{digits}{unit}")
 }

@@ -1,7 +1,7 @@
 //! The router's `/metrics`, as far as a load test reads it: sums of counters and quantiles of
 //! histograms. Not a Prometheus client. Invariant: what is not in the text is `None`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One sample: name, labels, value.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +39,18 @@ impl Scrape {
     /// that is in neither gives `None`.
     pub fn since(&self, before: &Self, name: &str) -> Option<f64> {
         Some(self.sum(name)? - before.sum(name).unwrap_or(0.0))
+    }
+
+    /// All counters that grew since `before`, summed over their series, by name.
+    pub fn moved_since(&self, before: &Self) -> BTreeMap<String, f64> {
+        let names: BTreeSet<&str> = self
+            .samples
+            .iter()
+            .map(|sample| sample.name.as_str())
+            .filter(|name| name.ends_with("_total") && !name.contains("_within_"))
+            .collect();
+        let moved = |name: &str| Some((name.to_owned(), self.since(before, name)?));
+        names.into_iter().filter_map(moved).filter(|(_, n)| *n > 0.0).collect()
     }
 
     /// What a histogram took in since `before`, over all series with these labels. `buckets` is the

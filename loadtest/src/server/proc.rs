@@ -3,13 +3,24 @@
 
 use std::{collections::HashSet, fs, time::Duration};
 
+/// One thread, by the nanosecond.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ThreadUsage {
+    name: String,
+    id: u32,
+    /// Time on a CPU.
+    cpu: Duration,
+    /// Time in which it could have run and had no CPU: somebody else was there.
+    waited: Duration,
+}
+
 /// CPU time of a process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
     /// Of all threads, ended ones included. In steps of the kernel's clock tick, 10 ms.
     pub cpu: Duration,
-    /// Threads that live: name and CPU time, by the nanosecond.
-    pub threads: Vec<(String, u32, Duration)>,
+    /// Threads that live.
+    pub threads: Vec<ThreadUsage>,
     /// Open files.
     pub files: usize,
 }
@@ -25,27 +36,29 @@ impl Usage {
             let name = fs::read_to_string(entry.path().join("comm")).ok();
             let schedstat = fs::read_to_string(entry.path().join("schedstat")).ok();
             // A thread may end while we look.
-            let (Some(tid), Some(name), Some(schedstat)) = (tid, name, schedstat) else { continue };
-            let Some(ns) = schedstat.split(' ').next().and_then(|ns| ns.parse().ok()) else {
-                continue;
-            };
-            threads.push((name.trim().to_owned(), tid, Duration::from_nanos(ns)));
+            let (Some(id), Some(name), Some(schedstat)) = (tid, name, schedstat) else { continue };
+            let mut ns = schedstat.split(' ').map_while(|ns| ns.trim().parse().ok());
+            let (Some(cpu), Some(waited)) = (ns.next(), ns.next()) else { continue };
+            threads.push(ThreadUsage {
+                name: name.trim().to_owned(),
+                id,
+                cpu: Duration::from_nanos(cpu),
+                waited: Duration::from_nanos(waited),
+            });
         }
         let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
         Some(Self { cpu, threads, files })
     }
 
-    /// CPU time since `before`, of threads whose name begins with `prefix` and that lived then.
-    pub fn thread_cpu_since(&self, before: &Self, prefix: &str) -> Option<Duration> {
+    /// CPU time since `before` of the threads whose name begins with `prefix` and that lived then,
+    /// and the time that they waited for a CPU; `None`: there are none.
+    pub fn threads_since(&self, before: &Self, prefix: &str) -> Option<(Duration, Duration)> {
         let mut sum = None;
-        for (name, tid, cpu) in &self.threads {
-            if !name.starts_with(prefix) {
-                continue;
-            }
-            let Some((.., then)) = before.threads.iter().find(|(_, t, _)| t == tid) else {
-                continue;
-            };
-            *sum.get_or_insert(Duration::ZERO) += cpu.saturating_sub(*then);
+        for now in self.threads.iter().filter(|thread| thread.name.starts_with(prefix)) {
+            let Some(then) = before.threads.iter().find(|then| then.id == now.id) else { continue };
+            let (cpu, waited) = sum.get_or_insert((Duration::ZERO, Duration::ZERO));
+            *cpu += now.cpu.saturating_sub(then.cpu);
+            *waited += now.waited.saturating_sub(then.waited);
         }
         sum
     }
@@ -142,6 +155,6 @@ mod tests {
         let usage = Usage::of(std::process::id()).unwrap();
         assert!(!usage.threads.is_empty() && usage.files > 0);
         assert!(Memory::of(std::process::id()).unwrap().resident > 0);
-        assert!(usage.thread_cpu_since(&usage, "no such thread").is_none());
+        assert!(usage.threads_since(&usage, "no such thread").is_none());
     }
 }

@@ -5,6 +5,7 @@
 use fanlight_wire::h264::{MAX_ACCESS_UNIT, write_nal};
 
 use super::{Noise, Picture, SourceError, hash};
+use crate::stats::whole;
 
 /// Size that the parameter sets state.
 pub(super) const SIZE: (u32, u32) = (720, 1280);
@@ -79,7 +80,7 @@ impl Synthetic {
         let discardable = !key && !self.since_key.is_multiple_of(self.shape.reference_every);
         let factor = if key { self.shape.key_factor } else { 1.0 };
         let stray = 1.0 + JITTER * (2.0 * self.noise.unit() - 1.0);
-        let bytes = (self.mean_bytes * factor * stray) as usize;
+        let bytes = whole(self.mean_bytes * factor * stray);
         let mut au = Vec::with_capacity(bytes + 64);
         if key {
             write_nal(&self.sps, &mut au);

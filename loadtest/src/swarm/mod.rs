@@ -62,6 +62,15 @@ pub struct Watched {
     pub window: Arc<Window>,
 }
 
+/// How a viewer goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Farewell {
+    /// DTLS is told.
+    Proper,
+    /// Nobody is told, as when a laptop is closed.
+    None,
+}
+
 /// Something that happened to a viewer.
 #[derive(Clone, Copy, Debug)]
 pub struct Note {
@@ -122,6 +131,8 @@ pub struct Report {
     pub ports: HashSet<u16>,
     /// Datagrams that could not be sent.
     pub unsent: u64,
+    /// How long after their time the viewers' timers were served.
+    pub late: Times,
 }
 
 impl Report {
@@ -143,6 +154,7 @@ impl Report {
         }
         self.ports.extend(other.ports);
         self.unsent += other.unsent;
+        self.late.merge(&other.late);
     }
 }
 
@@ -161,6 +173,7 @@ enum Command {
     },
     Leave {
         viewer: ViewerId,
+        farewell: Farewell,
         reply: oneshot::Sender<Option<ViewerReport>>,
     },
     Input {
@@ -246,8 +259,12 @@ impl Swarm {
     ///
     /// # Errors
     /// The thread has ended.
-    pub async fn leave(&self, viewer: ViewerId) -> anyhow::Result<Option<ViewerReport>> {
-        self.ask(viewer, |reply| Command::Leave { viewer, reply }).await
+    pub async fn leave(
+        &self,
+        viewer: ViewerId,
+        farewell: Farewell,
+    ) -> anyhow::Result<Option<ViewerReport>> {
+        self.ask(viewer, |reply| Command::Leave { viewer, farewell, reply }).await
     }
 
     /// Sends on a viewer's input channel; gives when, or `None` when the channel takes nothing.

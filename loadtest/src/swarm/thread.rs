@@ -16,7 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Group, Milestone, Note, Report, ViewerId, ViewerReport, Watched,
+    Command, Farewell, Group, Milestone, Note, Report, ViewerId, ViewerReport, Watched,
     net::{Inbox, Socket},
 };
 use crate::viewer::{Outlet, Shown, Verifier, Viewer, ViewerError};
@@ -217,6 +217,7 @@ impl Thread {
                 continue;
             }
             slot.scheduled = None;
+            self.report.late.note(now.duration_since(at));
             let Slot { viewer, socket, record, .. } = slot;
             let mut out = Out { socket, record, shared: &self.shared, report: &mut self.report };
             viewer.timeout(now, &mut out);
@@ -241,8 +242,8 @@ impl Thread {
             Command::Answer { viewer, sdp, reply } => {
                 let _ = reply.send(self.answer(viewer, &sdp));
             }
-            Command::Leave { viewer, reply } => {
-                let _ = reply.send(self.leave(viewer));
+            Command::Leave { viewer, farewell, reply } => {
+                let _ = reply.send(self.leave(viewer, farewell));
             }
             Command::Input { viewer, message, reply } => {
                 let _ = reply.send(self.input(viewer, &message));
@@ -296,19 +297,21 @@ impl Thread {
         let slot = self.slots.get_mut(key).ok_or(ViewerError::NoOffer)?;
         let answered = slot.viewer.answer(Instant::now(), sdp);
         if answered.is_err() {
-            self.leave(id);
+            self.leave(id, Farewell::None);
             return answered;
         }
         self.schedule(key);
         Ok(())
     }
 
-    fn leave(&mut self, id: ViewerId) -> Option<ViewerReport> {
+    fn leave(&mut self, id: ViewerId, farewell: Farewell) -> Option<ViewerReport> {
         let key = self.by_id.remove(&id)?;
         let mut slot = self.slots.try_remove(key)?;
         let Slot { viewer, socket, record, .. } = &mut slot;
         let mut out = Out { socket, record, shared: &self.shared, report: &mut self.report };
-        viewer.close(Instant::now(), &mut out);
+        if farewell == Farewell::Proper {
+            viewer.close(Instant::now(), &mut out);
+        }
         let _ = self.poll.registry().deregister(&mut slot.socket.io);
         Some(of(&slot))
     }

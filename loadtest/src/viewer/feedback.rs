@@ -12,6 +12,8 @@ use fanlight_wire::{
     rtp::Ssrc,
 };
 
+use crate::stats::whole;
+
 /// Packets that one feedback may speak of; more wait for the next.
 const STATUSES_MAX: usize = 600;
 /// A jump further than this begins anew: what lies between is no news.
@@ -112,7 +114,7 @@ impl Reception {
         self.first.get_or_insert(index);
         self.highest = self.highest.max(index);
         self.received += 1;
-        let arrival = (elapsed.as_micros() * 9 / 100) as i64;
+        let arrival = i64::try_from(elapsed.as_micros() * 9 / 100).unwrap_or(i64::MAX / 2);
         let transit = arrival.wrapping_sub(i64::from(rtp_time));
         if let Some(before) = self.transit.replace(transit) {
             // Over a wrap of the clock the difference is far off: no jitter.
@@ -137,7 +139,7 @@ impl Reception {
         let received_now = self.received - self.received_before;
         (self.expected_before, self.received_before) = (expected, self.received);
         let lost_now = expected_now.saturating_sub(received_now);
-        let fraction = if expected_now == 0 { 0 } else { (lost_now << 8) / expected_now };
+        let fraction = (lost_now << 8).checked_div(expected_now).unwrap_or(0);
         let (last_sr, delay) = self.last_sr.map_or((0, 0), |(sr, at)| {
             let delay = now.saturating_duration_since(at).as_micros() * 65_536 / 1_000_000;
             (sr, u32::try_from(delay).unwrap_or(u32::MAX))
@@ -147,7 +149,7 @@ impl Reception {
             fraction_lost: u8::try_from(fraction).unwrap_or(u8::MAX),
             cumulative_lost: i32::try_from(lost.clamp(-0x80_0000, 0x7f_ffff)).unwrap_or(0),
             highest_seq: (self.highest & 0xffff_ffff) as u32,
-            jitter: self.jitter as u32,
+            jitter: u32::try_from(whole(self.jitter)).unwrap_or(u32::MAX),
             last_sr,
             delay_since_last_sr: delay,
         })
@@ -192,12 +194,13 @@ mod tests {
         let start = Instant::now();
         assert_eq!(reception.block(start, Ssrc(9)), None);
         for index in (0..100).filter(|i| i % 4 != 3) {
-            reception.note(70_000 + index, 90 * index as u32, Duration::from_millis(index));
+            let time = u32::try_from(90 * index).unwrap();
+            reception.note(70_000 + index, time, Duration::from_millis(index));
         }
         let block = reception.block(start, Ssrc(9)).unwrap();
         // The last of a group of four is missing, and the very last is not known to be.
         assert_eq!((block.cumulative_lost, block.highest_seq), (24, 70_098));
-        assert_eq!(block.fraction_lost, (24_u32 * 256 / 99) as u8);
+        assert_eq!(block.fraction_lost, u8::try_from(24 * 256 / 99).unwrap());
         assert_eq!(block.jitter, 0);
         reception.sender_report(start, 0x1234_5678_9abc_def0);
         let later = start + Duration::from_millis(500);

@@ -255,8 +255,8 @@ impl Viewer {
                 let ours = Ssrc(rand::random());
                 self.media = Some(media::Media::new(now, contexts, terms, verifier, ours));
                 // Viewers tick at different moments, as people join at different moments.
-                let phase = rand::random_range(0..media::FEEDBACK.as_micros() as u64);
-                self.tick_due = Some(now + Duration::from_micros(phase));
+                let phase = rand::random_range(Duration::ZERO..media::FEEDBACK);
+                self.tick_due = Some(now + phase);
             }
             Err(error) => tracing::warn!(%error, "the media keys are of no use"),
         }

@@ -194,7 +194,12 @@ mod tests {
     impl Rig {
         fn new(shape: Shape) -> Self {
             let (inputs, _) = tokio::sync::mpsc::unbounded_channel();
-            let device = Arc::new(Device { name: "d".into(), ledger: Default::default(), inputs });
+            let device = Arc::new(Device {
+                name: "d".into(),
+                ledger: Default::default(),
+                late: Default::default(),
+                inputs,
+            });
             let window = Arc::new(Window::default());
             let verifier = Verifier::new(Arc::clone(&device), Arc::clone(&window));
             let source = Source::open("synthetic", &shape, 1).unwrap();
@@ -206,7 +211,7 @@ mod tests {
             let mut payloads = Vec::new();
             Packetizer::new(1_100).packetize(&picture.au, &mut payloads).unwrap();
             let Picture { number, hash, key, discardable, .. } = picture;
-            let packets = payloads.len() as u32;
+            let packets = u32::try_from(payloads.len()).unwrap();
             let leaving = Leaving { number, hash, packets, bytes: 0, key, discardable };
             self.device.ledger.publish(Instant::now(), leaving);
             (picture, payloads)
