@@ -11,6 +11,7 @@ use metrics::{Counter, Gauge, Histogram, Key, KeyName, Label};
 use crate::{
     latency::{BUCKETS, Latency, bounds_us},
     shard::{Latencies, ShardStats},
+    tcp::TcpCounts,
 };
 
 macro_rules! docs {
@@ -108,6 +109,12 @@ docs! {
         counter "fanlight_router_send_full_total", "Times the socket's buffer was full: media waits, a small datagram is dropped.";
         counter "fanlight_router_send_refused_total", "Datagrams the system refused to send.";
         counter "fanlight_router_receive_errors_total", "Errors when receiving datagrams.";
+        counter "fanlight_router_tcp_opened_total", "Connections of viewers by TCP that were taken.";
+        counter "fanlight_router_tcp_turned_away_total", "Connections of viewers closed at once because there are too many.";
+        counter "fanlight_router_tcp_misused_total", "Connections that did not begin with a STUN binding request or broke the framing.";
+        counter "fanlight_router_tcp_timed_out_total", "Connections closed because they were not answered in time or fell silent.";
+        counter "fanlight_router_tcp_ended_total", "Connections ended by the viewer or the network.";
+        counter "fanlight_router_tcp_full_total", "Sends dropped because too much waited for a viewer by TCP.";
         counter "fanlight_router_inbox_frames_dropped_total", "Frames dropped because the shard's inbox was full.";
         counter "fanlight_router_inbox_commands_lost_total", "Commands lost because the shard's inbox was full; must be zero.";
         counter "fanlight_router_shard_events_dropped_total", "Input and keyframe requests dropped because the event queue was full.";
@@ -145,7 +152,7 @@ docs! {
 #[derive(Debug)]
 pub(crate) struct ShardMetrics {
     core: Vec<Counter>,
-    own: [Counter; 6],
+    own: [Counter; 12],
     controllers: LatencyMetrics,
     observers: LatencyMetrics,
     busy: Gauge,
@@ -181,6 +188,12 @@ impl ShardMetrics {
                 "fanlight_router_inbox_frames_dropped_total",
                 "fanlight_router_inbox_commands_lost_total",
                 "fanlight_router_shard_events_dropped_total",
+                "fanlight_router_tcp_opened_total",
+                "fanlight_router_tcp_turned_away_total",
+                "fanlight_router_tcp_misused_total",
+                "fanlight_router_tcp_timed_out_total",
+                "fanlight_router_tcp_ended_total",
+                "fanlight_router_tcp_full_total",
             ]
             .map(counter),
             controllers: LatencyMetrics::new(&labels, "controller"),
@@ -196,7 +209,13 @@ impl ShardMetrics {
 
     /// Hands the present values to the registry.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats; both values are small")]
-    pub(crate) fn publish(&self, counters: &Counters, stats: &ShardStats, latency: &Latencies) {
+    pub(crate) fn publish(
+        &self,
+        counters: &Counters,
+        stats: &ShardStats,
+        latency: &Latencies,
+        tcp: TcpCounts,
+    ) {
         for (handle, (_, value)) in self.core.iter().zip(counters.iter()) {
             handle.absolute(value);
         }
@@ -207,6 +226,12 @@ impl ShardMetrics {
             stats.inbox_frames_dropped.load(Ordering::Relaxed),
             stats.inbox_commands_lost.load(Ordering::Relaxed),
             self.events_dropped,
+            tcp.opened,
+            tcp.turned_away,
+            tcp.misused,
+            tcp.timed_out,
+            tcp.ended,
+            tcp.full,
         ];
         for (handle, value) in self.own.iter().zip(own) {
             handle.absolute(value);

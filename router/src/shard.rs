@@ -22,10 +22,10 @@ use std::{
 use crossbeam_channel::{Receiver, Sender, TrySendError};
 use fanlight_router_core::{
     Answer, Batch, Core, CoreConfig, DownReason, Frame, GoneReason, IceCredentials, JoinError,
-    JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Role, Route, SessionId, StreamInfo,
-    StreamKey, ViewerStats,
+    JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Proto, Role, Route, SessionId,
+    StreamInfo, StreamKey, ViewerStats,
 };
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -34,6 +34,7 @@ use crate::{
     latency::Latency,
     metrics::ShardMetrics,
     pin::pin_shard,
+    tcp::TcpSide,
     udp::{Cursor, Fate, Flow, Sent, ShardSocket},
 };
 
@@ -195,6 +196,8 @@ pub(crate) struct Shard {
 
 const WAKE: Token = Token(0);
 const SOCKET: Token = Token(1);
+/// The first of those of [`TcpSide`], which takes all from here on.
+const TCP: Token = Token(2);
 /// Commands taken per turn, so that datagrams are not starved by a burst.
 const COMMANDS_PER_TURN: usize = 256;
 /// Joins taken per turn: each costs about 0.3 ms, as much as sending 250 packets.
@@ -228,6 +231,11 @@ pub(crate) fn spawn(
     let waker = Arc::new(Waker::new(poll.registry(), WAKE).map_err(failed)?);
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(socket.source(), SOCKET, both).map_err(failed)?;
+    let address = socket.address().map_err(failed)?;
+    let mut tcp = cfg.ice.tcp.then(|| TcpSide::listen(&cfg.ice, address)).transpose()?;
+    if let Some(tcp) = &mut tcp {
+        tcp.register(poll.registry(), TCP).map_err(failed)?;
+    }
     let (inbox, commands) = crossbeam_channel::bounded(cfg.limits.shard_inbox_messages_max);
     let stats = Arc::new(ShardStats::default());
     stats.alive.store(true, Ordering::Relaxed);
@@ -246,6 +254,9 @@ pub(crate) fn spawn(
         streams_max: cfg.limits.streams_max,
         ..Limits::default()
     };
+    if let Some(tcp) = &tcp {
+        core_config.tcp_candidates = tcp.candidates().to_vec();
+    }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     core_config.start_unix_us = u64::try_from(since_epoch.as_micros()).unwrap_or(0);
     let now = Instant::now();
@@ -253,6 +264,7 @@ pub(crate) fn spawn(
     let run = Run {
         core: Core::new(core_config, now, rand::random()),
         socket,
+        tcp,
         readable: true,
         batch: Batch::new(BATCH_RUNS, BATCH_BYTES),
         unsent: None,
@@ -307,6 +319,8 @@ pub(crate) struct Latencies {
 struct Run {
     core: Core,
     socket: ShardSocket,
+    /// Viewers whose network lets no UDP through.
+    tcp: Option<TcpSide>,
     /// The socket may hold datagrams: readiness is only told when it changes.
     readable: bool,
     batch: Batch,
@@ -338,15 +352,13 @@ impl Run {
                 return;
             }
             let start = Instant::now();
-            for event in events.iter().filter(|event| event.token() == SOCKET) {
-                self.readable |= event.is_readable();
-                if event.is_writable() && self.unsent.is_some() {
-                    self.flush();
-                }
+            for event in &events {
+                self.heard(event);
             }
             self.take_commands(start);
             self.send_media();
             self.take_datagrams();
+            self.take_framed();
             let now = Instant::now();
             if self.core.next_timeout().is_some_and(|at| at <= now) {
                 self.core.timeout(now);
@@ -364,12 +376,27 @@ impl Run {
         }
     }
 
+    fn heard(&mut self, event: &Event) {
+        if event.token() == SOCKET {
+            self.readable |= event.is_readable();
+            if event.is_writable() && self.unsent.is_some() {
+                self.flush();
+            }
+        } else if let Some(tcp) = &mut self.tcp {
+            tcp.ready(event);
+        }
+    }
+
     fn wait_time(&self, now: Instant) -> Option<Duration> {
-        if self.readable || self.more_media || !self.commands.is_empty() {
+        let framed = self.tcp.as_ref().is_some_and(TcpSide::has_more);
+        if self.readable || framed || self.more_media || !self.commands.is_empty() {
             return Some(Duration::ZERO);
         }
         let mut until = self.second.since + Duration::from_secs(1);
         if let Some(at) = self.core.next_timeout() {
+            until = until.min(at);
+        }
+        if let Some(at) = self.tcp.as_ref().and_then(TcpSide::next_timeout) {
             until = until.min(at);
         }
         if let Some(at) = self.stop_at {
@@ -476,6 +503,18 @@ impl Run {
         }
     }
 
+    /// Takes datagrams that came by TCP, and closes connections whose time is over.
+    fn take_framed(&mut self) {
+        let now = Instant::now();
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let Some(tcp) = &mut self.tcp else { return };
+            tcp.close_late(now);
+            let Some((addr, to, bytes)) = tcp.receive(now) else { return };
+            self.core.datagram(now, Route { proto: Proto::Tcp, addr }, to, bytes);
+            self.drain();
+        }
+    }
+
     /// Sends what the core has for viewers, looking at the socket between batches. `true`: there is
     /// more.
     fn send_media(&mut self) -> bool {
@@ -500,9 +539,15 @@ impl Run {
         let Some(cursor) = &mut self.unsent else { return };
         let now = Instant::now();
         let (latency, metrics) = (&mut self.latency, &mut self.metrics);
-        let flow = self.socket.send_batch(&self.batch, cursor, |run, fate| match fate {
-            Fate::Sent => {
-                if let Some(arrived) = run.arrived {
+        let (batch, tcp) = (&self.batch, &mut self.tcp);
+        let flow = self.socket.send_batch(batch, cursor, |run, fate| {
+            let sent = match fate {
+                Fate::Sent => Sent::Done,
+                Fate::Refused => Sent::Refused,
+                Fate::Elsewhere => by_tcp(tcp, run.to.addr, batch.bytes(run), run.segment),
+            };
+            match (sent, run.arrived) {
+                (Sent::Done, Some(arrived)) => {
                     let kind = if run.controller {
                         &mut latency.controllers
                     } else {
@@ -510,9 +555,11 @@ impl Run {
                     };
                     kind.record(now.saturating_duration_since(arrived));
                 }
+                (Sent::Done, None) => {}
+                // A slow connection: its viewer asks for what is missing, or is thinned.
+                (Sent::Full, _) => {}
+                (Sent::Refused, _) => metrics.send_refused += run.count as u64,
             }
-            Fate::Refused => metrics.send_refused += run.count as u64,
-            Fate::Elsewhere => {}
         });
         match flow {
             Flow::Done => self.unsent = None,
@@ -524,7 +571,11 @@ impl Run {
         while let Some(output) = self.core.poll_output() {
             let event = match output {
                 Output::Transmit { to, bytes, .. } => {
-                    match self.socket.send(to.addr, &bytes) {
+                    let sent = match to.proto {
+                        Proto::Udp => self.socket.send(to.addr, &bytes),
+                        Proto::Tcp => by_tcp(&mut self.tcp, to.addr, &bytes, bytes.len()),
+                    };
+                    match sent {
                         Sent::Done => {}
                         Sent::Full => self.metrics.send_full += 1,
                         Sent::Refused => self.metrics.send_refused += 1,
@@ -593,6 +644,12 @@ impl Run {
             .store(u64::try_from(busy).unwrap_or(1_000).min(1_000), Ordering::Relaxed);
         stats.viewers.store(self.core.viewer_count() as u64, Ordering::Relaxed);
         stats.bytes_out.store(self.core.counters().bytes_out, Ordering::Relaxed);
-        self.metrics.publish(self.core.counters(), stats, &self.latency);
+        let tcp = self.tcp.as_ref().map(TcpSide::counts).unwrap_or_default();
+        self.metrics.publish(self.core.counters(), stats, &self.latency, tcp);
     }
+}
+
+/// Sends datagrams over a viewer's TCP connection. Refused when there is none.
+fn by_tcp(tcp: &mut Option<TcpSide>, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
+    tcp.as_mut().map_or(Sent::Refused, |tcp| tcp.send(to, bytes, segment))
 }

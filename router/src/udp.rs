@@ -86,6 +86,11 @@ impl ShardSocket {
         &self.candidates
     }
 
+    /// What it is bound to.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
     /// For registration with the shard's poll.
     pub fn source(&mut self) -> &mut UdpSocket {
         &mut self.socket
