@@ -108,14 +108,13 @@ docs! {
         counter "fanlight_router_added_latency_us_total", "Sum of these times in microseconds; label `role`.";
         counter "fanlight_router_send_full_total", "Times the socket's buffer was full: media waits, a small datagram is dropped.";
         counter "fanlight_router_send_refused_total", "Datagrams the system refused to send.";
-        counter "fanlight_router_tcp_opened_total", "ICE-TCP connections taken.";
-        counter "fanlight_router_tcp_turned_away_total", "ICE-TCP connections closed at once: a bound on their number.";
-        counter "fanlight_router_tcp_misused_total", "ICE-TCP connections closed because they broke the protocol.";
-        counter "fanlight_router_tcp_timed_out_total", "ICE-TCP connections closed because they were not proved in time or fell silent.";
-        counter "fanlight_router_tcp_ended_total", "ICE-TCP connections ended by the viewer or the network.";
-        counter "fanlight_router_tcp_dropped_total", "Datagrams for ICE-TCP viewers dropped: the buffer was full or the connection gone.";
-        gauge "fanlight_router_tcp_connections", "ICE-TCP connections now open.";
         counter "fanlight_router_receive_errors_total", "Errors when receiving datagrams.";
+        counter "fanlight_router_tcp_opened_total", "Connections of viewers by TCP that were taken.";
+        counter "fanlight_router_tcp_turned_away_total", "Connections of viewers closed at once because there are too many.";
+        counter "fanlight_router_tcp_misused_total", "Connections that did not begin with a STUN binding request or broke the framing.";
+        counter "fanlight_router_tcp_timed_out_total", "Connections closed because they were not answered in time or fell silent.";
+        counter "fanlight_router_tcp_ended_total", "Connections ended by the viewer or the network.";
+        counter "fanlight_router_tcp_full_total", "Sends dropped because too much waited for a viewer by TCP.";
         counter "fanlight_router_inbox_frames_dropped_total", "Frames dropped because the shard's inbox was full.";
         counter "fanlight_router_inbox_commands_lost_total", "Commands lost because the shard's inbox was full; must be zero.";
         counter "fanlight_router_shard_events_dropped_total", "Input and keyframe requests dropped because the event queue was full.";
@@ -153,9 +152,7 @@ docs! {
 #[derive(Debug)]
 pub(crate) struct ShardMetrics {
     core: Vec<Counter>,
-    own: [Counter; 6],
-    tcp: [Counter; 6],
-    tcp_connections: Gauge,
+    own: [Counter; 12],
     controllers: LatencyMetrics,
     observers: LatencyMetrics,
     busy: Gauge,
@@ -164,8 +161,6 @@ pub(crate) struct ShardMetrics {
     pub(crate) send_full: u64,
     /// Datagrams refused by the system.
     pub(crate) send_refused: u64,
-    /// Media dropped because a TCP viewer's buffer was full or its connection gone.
-    pub(crate) tcp_dropped: u64,
     /// Failed receives.
     pub(crate) receive_errors: u64,
     /// Events dropped at the full queue.
@@ -193,25 +188,20 @@ impl ShardMetrics {
                 "fanlight_router_inbox_frames_dropped_total",
                 "fanlight_router_inbox_commands_lost_total",
                 "fanlight_router_shard_events_dropped_total",
-            ]
-            .map(counter),
-            tcp: [
                 "fanlight_router_tcp_opened_total",
                 "fanlight_router_tcp_turned_away_total",
                 "fanlight_router_tcp_misused_total",
                 "fanlight_router_tcp_timed_out_total",
                 "fanlight_router_tcp_ended_total",
-                "fanlight_router_tcp_dropped_total",
+                "fanlight_router_tcp_full_total",
             ]
             .map(counter),
-            tcp_connections: gauge("fanlight_router_tcp_connections"),
             controllers: LatencyMetrics::new(&labels, "controller"),
             observers: LatencyMetrics::new(&labels, "observer"),
             busy: gauge("fanlight_router_shard_busy_permille"),
             viewers: gauge("fanlight_router_shard_viewers"),
             send_full: 0,
             send_refused: 0,
-            tcp_dropped: 0,
             receive_errors: 0,
             events_dropped: 0,
         }
@@ -219,7 +209,13 @@ impl ShardMetrics {
 
     /// Hands the present values to the registry.
     #[expect(clippy::cast_precision_loss, reason = "gauges are floats; both values are small")]
-    pub(crate) fn publish(&self, counters: &Counters, stats: &ShardStats, latency: &Latencies) {
+    pub(crate) fn publish(
+        &self,
+        counters: &Counters,
+        stats: &ShardStats,
+        latency: &Latencies,
+        tcp: TcpCounts,
+    ) {
         for (handle, (_, value)) in self.core.iter().zip(counters.iter()) {
             handle.absolute(value);
         }
@@ -230,6 +226,12 @@ impl ShardMetrics {
             stats.inbox_frames_dropped.load(Ordering::Relaxed),
             stats.inbox_commands_lost.load(Ordering::Relaxed),
             self.events_dropped,
+            tcp.opened,
+            tcp.turned_away,
+            tcp.misused,
+            tcp.timed_out,
+            tcp.ended,
+            tcp.full,
         ];
         for (handle, value) in self.own.iter().zip(own) {
             handle.absolute(value);
@@ -273,25 +275,6 @@ impl LatencyMetrics {
             handle.absolute(value);
         }
         self.sum.absolute(latency.sum_us());
-    }
-}
-
-impl ShardMetrics {
-    /// The same for the TCP side: its totals, and the connections now open.
-    #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; a bound keeps it small")]
-    pub(crate) fn publish_tcp(&self, (counts, connections): (TcpCounts, usize)) {
-        let totals = [
-            counts.opened,
-            counts.turned_away,
-            counts.misused,
-            counts.timed_out,
-            counts.ended,
-            self.tcp_dropped,
-        ];
-        for (handle, value) in self.tcp.iter().zip(totals) {
-            handle.absolute(value);
-        }
-        self.tcp_connections.set(connections as f64);
     }
 }
 

@@ -25,7 +25,7 @@ use fanlight_router_core::{
     JoinRequest, KeyframeReason, LeaveReason, Limits, Output, Proto, Role, Route, SessionId,
     StreamInfo, StreamKey, ViewerStats,
 };
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token, Waker, event::Event};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -196,7 +196,7 @@ pub(crate) struct Shard {
 
 const WAKE: Token = Token(0);
 const SOCKET: Token = Token(1);
-/// The first of those of the TCP side.
+/// The first of those of [`TcpSide`], which takes all from here on.
 const TCP: Token = Token(2);
 /// Commands taken per turn, so that datagrams are not starved by a burst.
 const COMMANDS_PER_TURN: usize = 256;
@@ -229,14 +229,13 @@ pub(crate) fn spawn(
     let mut socket = ShardSocket::bind(&cfg.ice, index)?;
     let poll = Poll::new().map_err(failed)?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE).map_err(failed)?);
-    let mut tcp = None;
-    if cfg.ice.tcp {
-        let mut side = TcpSide::listen(&cfg.ice, socket.local_addr().map_err(failed)?)?;
-        side.register(poll.registry(), TCP).map_err(failed)?;
-        tcp = Some(side);
-    }
     let both = Interest::READABLE | Interest::WRITABLE;
     poll.registry().register(socket.source(), SOCKET, both).map_err(failed)?;
+    let address = socket.address().map_err(failed)?;
+    let mut tcp = cfg.ice.tcp.then(|| TcpSide::listen(&cfg.ice, address)).transpose()?;
+    if let Some(tcp) = &mut tcp {
+        tcp.register(poll.registry(), TCP).map_err(failed)?;
+    }
     let (inbox, commands) = crossbeam_channel::bounded(cfg.limits.shard_inbox_messages_max);
     let stats = Arc::new(ShardStats::default());
     stats.alive.store(true, Ordering::Relaxed);
@@ -255,8 +254,9 @@ pub(crate) fn spawn(
         streams_max: cfg.limits.streams_max,
         ..Limits::default()
     };
-    core_config.tcp_candidates =
-        tcp.as_ref().map(|side| side.candidates().to_vec()).unwrap_or_default();
+    if let Some(tcp) = &tcp {
+        core_config.tcp_candidates = tcp.candidates().to_vec();
+    }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     core_config.start_unix_us = u64::try_from(since_epoch.as_micros()).unwrap_or(0);
     let now = Instant::now();
@@ -319,7 +319,7 @@ pub(crate) struct Latencies {
 struct Run {
     core: Core,
     socket: ShardSocket,
-    /// For viewers whose network lets no UDP through.
+    /// Viewers whose network lets no UDP through.
     tcp: Option<TcpSide>,
     /// The socket may hold datagrams: readiness is only told when it changes.
     readable: bool,
@@ -353,19 +353,12 @@ impl Run {
             }
             let start = Instant::now();
             for event in &events {
-                if event.token() != SOCKET {
-                    // The waker's own event needs nothing more.
-                    let _ours = self.tcp.as_mut().is_some_and(|tcp| tcp.ready(event));
-                    continue;
-                }
-                self.readable |= event.is_readable();
-                if event.is_writable() && self.unsent.is_some() {
-                    self.flush();
-                }
+                self.heard(event);
             }
             self.take_commands(start);
             self.send_media();
             self.take_datagrams();
+            self.take_framed();
             let now = Instant::now();
             if self.core.next_timeout().is_some_and(|at| at <= now) {
                 self.core.timeout(now);
@@ -373,9 +366,6 @@ impl Run {
             }
             let more_media = self.send_media();
             let now = Instant::now();
-            if let Some(tcp) = &mut self.tcp {
-                tcp.close_late(now);
-            }
             self.flush_backlog();
             self.second.busy += start.elapsed();
             self.each_second(now);
@@ -386,19 +376,30 @@ impl Run {
         }
     }
 
+    fn heard(&mut self, event: &Event) {
+        if event.token() == SOCKET {
+            self.readable |= event.is_readable();
+            if event.is_writable() && self.unsent.is_some() {
+                self.flush();
+            }
+        } else if let Some(tcp) = &mut self.tcp {
+            tcp.ready(event);
+        }
+    }
+
     fn wait_time(&self, now: Instant) -> Option<Duration> {
-        let tcp_waits = self.tcp.as_ref().is_some_and(TcpSide::has_more);
-        if self.readable || tcp_waits || self.more_media || !self.commands.is_empty() {
+        let framed = self.tcp.as_ref().is_some_and(TcpSide::has_more);
+        if self.readable || framed || self.more_media || !self.commands.is_empty() {
             return Some(Duration::ZERO);
         }
         let mut until = self.second.since + Duration::from_secs(1);
         if let Some(at) = self.core.next_timeout() {
             until = until.min(at);
         }
-        if let Some(at) = self.stop_at {
+        if let Some(at) = self.tcp.as_ref().and_then(TcpSide::next_timeout) {
             until = until.min(at);
         }
-        if let Some(at) = self.tcp.as_ref().and_then(TcpSide::next_timeout) {
+        if let Some(at) = self.stop_at {
             until = until.min(at);
         }
         if !self.backlog.is_empty() {
@@ -477,7 +478,6 @@ impl Run {
     }
 
     fn take_datagrams(&mut self) {
-        self.take_tcp();
         let start = Instant::now();
         let mut now = start;
         for _ in 0..DATAGRAMS_PER_TURN {
@@ -503,16 +503,15 @@ impl Run {
         }
     }
 
-    /// The same from connections.
-    fn take_tcp(&mut self) {
-        let start = Instant::now();
-        let mut now = start;
-        while now - start < DATAGRAMS_TIME {
+    /// Takes datagrams that came by TCP, and closes connections whose time is over.
+    fn take_framed(&mut self) {
+        let now = Instant::now();
+        for _ in 0..DATAGRAMS_PER_TURN {
             let Some(tcp) = &mut self.tcp else { return };
+            tcp.close_late(now);
             let Some((addr, to, bytes)) = tcp.receive(now) else { return };
             self.core.datagram(now, Route { proto: Proto::Tcp, addr }, to, bytes);
             self.drain();
-            now = Instant::now();
         }
     }
 
@@ -539,18 +538,16 @@ impl Run {
     fn flush(&mut self) {
         let Some(cursor) = &mut self.unsent else { return };
         let now = Instant::now();
-        let (latency, metrics, tcp) = (&mut self.latency, &mut self.metrics, &mut self.tcp);
-        let batch = &self.batch;
-        let flow = self.socket.send_batch(batch, cursor, |run, fate| match fate {
-            Fate::Sent | Fate::Elsewhere => {
-                if fate == Fate::Elsewhere
-                    && let Some(tcp) = tcp
-                    && tcp.send(run.to.addr, batch.bytes(run), run.segment) != Sent::Done
-                {
-                    metrics.tcp_dropped += run.count as u64;
-                    return;
-                }
-                if let Some(arrived) = run.arrived {
+        let (latency, metrics) = (&mut self.latency, &mut self.metrics);
+        let (batch, tcp) = (&self.batch, &mut self.tcp);
+        let flow = self.socket.send_batch(batch, cursor, |run, fate| {
+            let sent = match fate {
+                Fate::Sent => Sent::Done,
+                Fate::Refused => Sent::Refused,
+                Fate::Elsewhere => by_tcp(tcp, run.to.addr, batch.bytes(run), run.segment),
+            };
+            match (sent, run.arrived) {
+                (Sent::Done, Some(arrived)) => {
                     let kind = if run.controller {
                         &mut latency.controllers
                     } else {
@@ -558,8 +555,11 @@ impl Run {
                     };
                     kind.record(now.saturating_duration_since(arrived));
                 }
+                (Sent::Done, None) => {}
+                // A slow connection: its viewer asks for what is missing, or is thinned.
+                (Sent::Full, _) => {}
+                (Sent::Refused, _) => metrics.send_refused += run.count as u64,
             }
-            Fate::Refused => metrics.send_refused += run.count as u64,
         });
         match flow {
             Flow::Done => self.unsent = None,
@@ -571,7 +571,11 @@ impl Run {
         while let Some(output) = self.core.poll_output() {
             let event = match output {
                 Output::Transmit { to, bytes, .. } => {
-                    match self.send_small(to, &bytes) {
+                    let sent = match to.proto {
+                        Proto::Udp => self.socket.send(to.addr, &bytes),
+                        Proto::Tcp => by_tcp(&mut self.tcp, to.addr, &bytes, bytes.len()),
+                    };
+                    match sent {
                         Sent::Done => {}
                         Sent::Full => self.metrics.send_full += 1,
                         Sent::Refused => self.metrics.send_refused += 1,
@@ -590,14 +594,6 @@ impl Run {
                 }
             };
             self.tell(event);
-        }
-    }
-
-    fn send_small(&mut self, to: Route, bytes: &[u8]) -> Sent {
-        match (to.proto, &mut self.tcp) {
-            (Proto::Udp, _) => self.socket.send(to.addr, bytes),
-            (Proto::Tcp, Some(tcp)) => tcp.send(to.addr, bytes, bytes.len()),
-            (Proto::Tcp, None) => Sent::Refused,
         }
     }
 
@@ -648,8 +644,12 @@ impl Run {
             .store(u64::try_from(busy).unwrap_or(1_000).min(1_000), Ordering::Relaxed);
         stats.viewers.store(self.core.viewer_count() as u64, Ordering::Relaxed);
         stats.bytes_out.store(self.core.counters().bytes_out, Ordering::Relaxed);
-        let tcp = self.tcp.as_ref().map(|tcp| (tcp.counts(), tcp.connections()));
-        self.metrics.publish(self.core.counters(), stats, &self.latency);
-        self.metrics.publish_tcp(tcp.unwrap_or_default());
+        let tcp = self.tcp.as_ref().map(TcpSide::counts).unwrap_or_default();
+        self.metrics.publish(self.core.counters(), stats, &self.latency, tcp);
     }
+}
+
+/// Sends datagrams over a viewer's TCP connection. Refused when there is none.
+fn by_tcp(tcp: &mut Option<TcpSide>, to: SocketAddr, bytes: &[u8], segment: usize) -> Sent {
+    tcp.as_mut().map_or(Sent::Refused, |tcp| tcp.send(to, bytes, segment))
 }

@@ -134,6 +134,7 @@ impl TcpSide {
     }
 
     /// Connections now open.
+    #[cfg(test)]
     pub(crate) fn connections(&self) -> usize {
         self.by_peer.len()
     }

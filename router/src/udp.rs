@@ -86,8 +86,8 @@ impl ShardSocket {
         &self.candidates
     }
 
-    /// What was bound.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    /// What it is bound to.
+    pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket.local_addr()
     }
 

@@ -40,6 +40,26 @@ async fn a_viewer_gets_exactly_the_published_access_units() {
 }
 
 #[tokio::test]
+async fn a_viewer_whose_network_lets_no_udp_through_watches_by_tcp() {
+    let world = World::with(|cfg| cfg.ice.tcp = true).await;
+    let mut publisher = live_stream(&world, GOP).await;
+    let token = world.token("pixel", "ann");
+    let (mut viewer, bridge) = Viewer::join_by_tcp(&world, "pixel", &token).await;
+    for number in 0..60 {
+        if number > 0 {
+            publisher.send_frame(1, &frame(number, GOP), number * TICKS).await;
+        }
+        let (au, _, gap) = viewer.frame().await;
+        assert_eq!(nals(&au), nals(&frame(number, GOP)), "frame {number}");
+        assert!(!gap, "frame {number}");
+    }
+    viewer.close().await;
+    eventually("the session is forgotten", || world.router.census().sessions == [0; 3]).await;
+    drop(bridge);
+    world.end().await;
+}
+
+#[tokio::test]
 async fn an_operator_sees_how_each_viewer_fares() {
     let world = World::new().await;
     let mut publisher = live_stream(&world, GOP).await;

@@ -21,6 +21,8 @@ use fanlight_router_core::{
     bench::{Crowd, Frames},
 };
 
+use fanlight_wire::rtp::is_rtcp;
+
 use super::{
     contest::{Done, timed},
     feedback::Feedback,
@@ -196,7 +198,8 @@ impl<'a> Rig<'a> {
         self.keep_alive();
     }
 
-    /// Checks of paths, and the exact numbers of packets: reports of the core's own were counted.
+    /// Checks of paths, and the exact numbers of packets: repairs were counted as media, and what
+    /// the core sent meanwhile was not counted.
     fn keep_alive(&mut self) {
         let Shard { core, now, said, sent, .. } = &mut self.shard;
         for (to, bytes) in said.drain(..) {
@@ -268,6 +271,7 @@ impl Shard {
 
     fn send(&mut self) {
         let Self { socket, batch, sent, mute, .. } = self;
+        let batch = &*batch;
         if *mute {
             return;
         }
@@ -275,7 +279,11 @@ impl Shard {
         let mut spent = Duration::ZERO;
         let flow = socket.send_batch(batch, &mut Cursor::default(), |run, fate| {
             assert_eq!(fate, Fate::Sent);
-            sent[run.viewer] += run.count as u64;
+            // The core's own reports carry no transport-wide number. All else that is no frame on
+            // its first way is a repair.
+            if run.arrived.is_some() || !is_rtcp(batch.bytes(run)) {
+                sent[run.viewer] += run.count as u64;
+            }
             if let Some(arrived) = run.arrived {
                 spent = spent.max(now.saturating_duration_since(arrived));
             }

@@ -24,7 +24,8 @@ use str0m::{Event, IceCreds};
 
 use crate::api::{
     Answer, CoreConfig, DownReason, GoneReason, IceCredentials, JoinRequest, KeyframeReason,
-    LeaveReason, Output, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState, ViewerStats,
+    LeaveReason, Output, Proto, Role, Route, SessionId, StreamInfo, StreamKey, ViewerState,
+    ViewerStats,
 };
 use crate::counters::Counters;
 use crate::demux::{self, Demux};
@@ -58,11 +59,27 @@ struct Repair {
     found: Found,
 }
 
+/// Where viewers reach the shard.
+#[derive(Debug)]
+struct Reached {
+    udp: Vec<SocketAddr>,
+    tcp: Vec<SocketAddr>,
+}
+
+impl Reached {
+    fn by(&self, proto: Proto) -> &[SocketAddr] {
+        match proto {
+            Proto::Udp => &self.udp,
+            Proto::Tcp => &self.tcp,
+        }
+    }
+}
+
 /// All streams and viewers of one shard. See the crate's documentation for the contract.
 #[derive(Debug)]
 pub struct Core {
     limits: Limits,
-    candidates: Vec<SocketAddr>,
+    reached: Reached,
     shared: Shared,
     random: StdRng,
     /// Seeded by the system, for what must not be guessed.
@@ -107,7 +124,7 @@ impl Core {
         Self {
             shared: Shared::new(&candidates, &tcp_candidates),
             limits,
-            candidates,
+            reached: Reached { udp: candidates, tcp: tcp_candidates },
             random: StdRng::seed_from_u64(seed),
             secrets: StdRng::from_os_rng(),
             now,
@@ -336,7 +353,7 @@ impl Core {
             self.counters.protocol_denied_rate += 1;
             return;
         }
-        let to = local_address(&self.candidates, to);
+        let to = local_address(self.reached.by(from.proto), to);
         let Some(receive) = parse_datagram(from, to, bytes) else {
             self.counters.datagrams_malformed += 1;
             return;

@@ -11,6 +11,7 @@
     reason = "test support; each test file uses a part of it"
 )]
 
+pub mod bridge;
 pub mod clip;
 pub mod publisher;
 pub mod viewer;

@@ -13,7 +13,7 @@ use str0m::{
 };
 use tokio::{net::UdpSocket, sync::mpsc, task::JoinHandle};
 
-use super::{World, soon};
+use super::{World, bridge::Bridge, soon};
 
 /// What a viewer saw.
 #[derive(Debug, PartialEq, Eq)]
@@ -99,6 +99,16 @@ impl Viewer {
         let location = response.headers()["location"].to_str().unwrap().to_owned();
         let answer = response.text().await.unwrap();
         offered.start(&answer, world.url(&location))
+    }
+
+    /// Joins over WHEP, but reaches the router by TCP alone.
+    pub async fn join_by_tcp(world: &World, stream: &str, token: &str) -> (Self, Bridge) {
+        let offered = offer().await;
+        let response = world.post(stream, token, offered.sdp.clone()).send().await.unwrap();
+        assert_eq!(response.status(), 201, "{:?}", response.text().await);
+        let location = response.headers()["location"].to_str().unwrap().to_owned();
+        let (bridge, answer) = Bridge::connect(&response.text().await.unwrap()).await;
+        (offered.start(&answer, world.url(&location)), bridge)
     }
 
     pub async fn next(&mut self) -> Seen {

@@ -89,7 +89,7 @@ impl Core {
         viewer.stale = true;
         let farewell = viewer.hot.media.as_mut().and_then(crate::egress::Media::goodbye);
         if let (Some(to), Some(bytes)) = (viewer.hot.route.take(), farewell) {
-            let from = local_for(&self.candidates, to);
+            let from = local_for(self.reached.by(to.proto), to);
             self.out.push_back(Output::Transmit { to, from, bytes });
         }
         if let Some(stream) = self.streams.get_mut(&viewer.stream) {
