@@ -4,7 +4,7 @@
 //!
 //! Reading order: [`source`] and [`ledger`] (what is published), [`publish`] (how), [`server`]
 //! (the system under test), [`viewer`] (one viewer, without sockets), [`swarm`] (many, with
-//! sockets), [`relay`] (bad networks), [`cmd`] (the experiments), [`report`] (what they say).
+//! sockets), [`relay`] (bad networks), `cmd` (the experiments), [`report`] (what they say).
 #![forbid(unsafe_code)]
 
 pub mod backend;

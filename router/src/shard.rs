@@ -480,12 +480,14 @@ impl Run {
     fn take_datagrams(&mut self) {
         let start = Instant::now();
         let mut now = start;
-        for _ in 0..DATAGRAMS_PER_TURN {
+        for n in 1..=DATAGRAMS_PER_TURN {
             if !self.readable {
                 return;
             }
+            let mut is_handshake = false;
             match self.socket.receive() {
                 Ok(Some((from, to, bytes))) => {
+                    is_handshake = bytes.first().is_some_and(|first| (20..64).contains(first));
                     self.core.datagram(now, Route::udp(from), to, bytes);
                 }
                 Ok(None) => self.readable = false,
@@ -496,9 +498,12 @@ impl Run {
                 }
             }
             self.drain();
-            now = Instant::now();
-            if now - start > DATAGRAMS_TIME {
-                return;
+            // Only DTLS takes long; the clock costs as much as telling whose a datagram is.
+            if is_handshake || n % 8 == 0 {
+                now = Instant::now();
+                if now - start > DATAGRAMS_TIME {
+                    return;
+                }
             }
         }
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use fanlight_rtc::srtp::{Contexts, RtcpOpener, RtcpSealer, RtpOpener};
 use fanlight_wire::{
+    pack::payload_facts,
     rtcp::{self, Packet},
     rtp::{RtpView, Ssrc, is_rtcp},
 };
@@ -174,8 +175,14 @@ impl Media {
             self.counts.refused += 1;
             return;
         }
-        let piece =
-            Piece { payload: payload.to_vec(), marker: rtp.marker(), rtp_time, after_gap: false };
+        let piece = Piece {
+            payload: payload.to_vec(),
+            marker: rtp.marker(),
+            rtp_time,
+            // On the hop, and so here, parameter sets stand in front of every keyframe.
+            key_start: payload_facts(payload).has_param_sets,
+            after_gap: false,
+        };
         let mut pieces = std::mem::take(&mut self.pieces);
         let holes = self.order.push(now, index, repair, piece, &mut pieces);
         self.deliver(now, &mut pieces, out);

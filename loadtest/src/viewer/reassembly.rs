@@ -14,6 +14,9 @@ const HELD_MAX: usize = 1_024;
 const MISSING_MAX: u64 = 1_024;
 /// A hole older than this is not filled any more.
 const GIVE_UP: Duration = Duration::from_secs(1);
+/// How long holes in front of a whole keyframe are waited for: two round trips of a bad path. A
+/// browser would show the keyframe at once; then what a repair brings would not count as complete.
+const KEY_PATIENCE: Duration = Duration::from_millis(120);
 /// Times that a packet is asked for.
 const TRIES: u32 = 12;
 /// Least time between two requests for the same packet, where the path is shorter than that.
@@ -28,6 +31,8 @@ pub struct Piece {
     pub marker: bool,
     /// RTP time stamp.
     pub rtp_time: u32,
+    /// A keyframe begins with it.
+    pub key_start: bool,
     /// Packets before it were given up.
     pub after_gap: bool,
 }
@@ -50,6 +55,8 @@ pub struct Counts {
     pub reordered: u64,
     /// Packets given up.
     pub lost: u64,
+    /// Packets that had arrived and were passed over for a keyframe behind them.
+    pub passed_over: u64,
 }
 
 /// The order of one viewer's packets.
@@ -114,6 +121,7 @@ impl Reassembly {
         }
         self.held.insert(index, piece);
         self.release(out);
+        self.jump_to_key(now, out);
         while self.held.len() > HELD_MAX {
             self.give_up_first(out);
         }
@@ -147,6 +155,7 @@ impl Reassembly {
 
     /// Gives up holes that are too old.
     pub(super) fn expire(&mut self, now: Instant, out: &mut Vec<Piece>) {
+        self.jump_to_key(now, out);
         loop {
             let oldest = self.missing.first_key_value().map(|(_, m)| m.since);
             // A hole that fell off the bounded list is as good as old.
@@ -164,6 +173,41 @@ impl Reassembly {
     /// Whether something is waited for.
     pub(super) fn is_waiting(&self) -> bool {
         !self.missing.is_empty()
+    }
+
+    /// Goes on at the newest whole keyframe when what is missing before it has had its time.
+    fn jump_to_key(&mut self, now: Instant, out: &mut Vec<Piece>) {
+        let Some((first, missing)) = self.missing.first_key_value() else { return };
+        if now.duration_since(missing.since) < KEY_PATIENCE {
+            return;
+        }
+        let first = *first;
+        let starts = self.held.range(first..).rev().filter(|(_, piece)| piece.key_start);
+        let whole = starts.map(|(at, _)| *at).find(|at| self.is_whole(*at));
+        let (Some(to), Some(next)) = (whole, self.next) else { return };
+        let kept = self.held.split_off(&to);
+        let passed = std::mem::replace(&mut self.held, kept).len() as u64;
+        self.counts.passed_over += passed;
+        self.counts.lost += to.saturating_sub(next).saturating_sub(passed);
+        self.missing = self.missing.split_off(&to);
+        self.next = Some(to);
+        self.gap = true;
+        self.release(out);
+    }
+
+    /// Whether all packets of the picture that begins there are held.
+    fn is_whole(&self, start: u64) -> bool {
+        let mut expected = start;
+        for (index, piece) in self.held.range(start..) {
+            if *index != expected {
+                return false;
+            }
+            if piece.marker {
+                return true;
+            }
+            expected += 1;
+        }
+        false
     }
 
     fn give_up_first(&mut self, out: &mut Vec<Piece>) {
@@ -201,6 +245,7 @@ mod tests {
             payload: index.to_be_bytes().to_vec(),
             marker: false,
             rtp_time: 0,
+            key_start: false,
             after_gap: false,
         }
     }
@@ -244,6 +289,26 @@ mod tests {
         assert_eq!(r.counts().lost, 1);
         assert!(!r.push(start + GIVE_UP, 11, true, piece(11), &mut out), "too late");
         assert_eq!(r.counts().late, 1);
+    }
+
+    #[test]
+    fn a_whole_keyframe_behind_a_hole_is_shown_before_the_hole_is_given_up() {
+        let (mut r, mut out, start) = (Reassembly::default(), Vec::new(), Instant::now());
+        let key = |index, key_start, marker| Piece { key_start, marker, ..piece(index) };
+        r.push(start, 0, false, piece(0), &mut out);
+        r.push(start, 2, false, piece(2), &mut out);
+        r.push(start, 3, false, key(3, true, false), &mut out);
+        r.expire(start + KEY_PATIENCE, &mut out);
+        assert_eq!(indexes(&out), [0], "the keyframe is not whole yet");
+        r.push(start + KEY_PATIENCE / 2, 4, false, key(4, false, true), &mut out);
+        assert_eq!(indexes(&out), [0], "the hole has not had its time");
+        r.expire(start + KEY_PATIENCE, &mut out);
+        assert_eq!(indexes(&out), [0, 3, 4]);
+        assert!(out[1].after_gap);
+        let counts = r.counts();
+        assert_eq!((counts.lost, counts.passed_over), (1, 1));
+        r.push(start + KEY_PATIENCE, 5, false, piece(5), &mut out);
+        assert_eq!(indexes(&out).last(), Some(&5));
     }
 
     #[test]

@@ -125,7 +125,10 @@ impl Verifier {
     /// Takes the next packet in order; gives a picture when one is whole and right.
     pub fn push(&mut self, piece: &Piece) -> Option<Shown> {
         if piece.after_gap {
-            self.depacketizer.lose();
+            match piece.key_start {
+                true => self.depacketizer.reset(),
+                false => self.depacketizer.lose(),
+            }
             self.packets = 0;
         }
         if piece.payload.is_empty() {
@@ -221,7 +224,13 @@ mod tests {
             let last = payloads.len() - 1;
             let mut shown = None;
             for (i, payload) in payloads.into_iter().enumerate() {
-                let piece = Piece { payload, marker: i == last, rtp_time: 0, after_gap: false };
+                let piece = Piece {
+                    payload,
+                    marker: i == last,
+                    rtp_time: 0,
+                    key_start: false,
+                    after_gap: false,
+                };
                 shown = self.verifier.push(&piece).or(shown);
             }
             shown

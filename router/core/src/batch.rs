@@ -29,7 +29,7 @@ pub struct Run {
     pub arrived: Option<Instant>,
     /// Whether the viewer controls the device.
     pub controller: bool,
-    /// The viewer's slot, for [`crate::Core::unsent`].
+    /// The viewer's slot in the core, to tell runs apart.
     pub viewer: usize,
 }
 

@@ -5,23 +5,32 @@
 //!
 //! # The contract
 //!
-//! **Call one input, then drain [`Core::poll_output`] until it returns `None`, then arm a timer
-//! for [`Core::next_timeout`].** Time only enters as the `now` argument, and never runs backwards.
-//! Inputs are every `&mut self` method that takes `now`. Several inputs may be given before a
-//! drain (a shard does so when it reads a batch of datagrams); what must not happen is to wait
-//! for the network without having drained.
+//! **Call inputs, then drain [`Core::poll_media`] and [`Core::poll_output`] until both have nothing,
+//! then arm a timer for [`Core::next_timeout`].** Time only enters as the `now` argument, and never
+//! runs backwards. Inputs are every `&mut self` method that takes `now` but `poll_media`. Inputs may
+//! be given between two batches of media (a shard does so, that a burst delays nobody's touch), and
+//! media may wait while the socket is full; what must not happen is to wait for the network with
+//! outputs undrained.
 //!
 //! ```
 //! # use std::time::{Duration, Instant};
-//! use fanlight_router_core::{Core, CoreConfig, Output};
+//! use fanlight_router_core::{Batch, Core, CoreConfig, Output, Route};
 //!
 //! # let mut now = Instant::now();
-//! let mut core = Core::new(CoreConfig::new(vec!["127.0.0.1:5000".parse().unwrap()]), now, 1);
+//! let here = "127.0.0.1:5000".parse().unwrap();
+//! let mut core = Core::new(CoreConfig::new(vec![here]), now, 1);
+//! let mut batch = Batch::new(16, 192 * 1024);
 //! for _turn in 0..3 {
 //!     // 1. Inputs: a datagram from the socket, a frame from the ring, a join from the inbox.
-//!     core.datagram(now, "192.0.2.7:4000".parse().unwrap(), "127.0.0.1:5000".parse().unwrap(), b"?");
+//!     core.datagram(now, Route::udp("192.0.2.7:4000".parse().unwrap()), here, b"?");
 //!     core.timeout(now);
-//!     // 2. Outputs, until there are none.
+//!     // 2. Media, a batch at a time; then everything small.
+//!     while core.poll_media(now, &mut batch) {
+//!         for run in batch.runs() {
+//!             let datagrams = batch.bytes(run).chunks(run.segment);
+//!             let _ = (run.to, datagrams); /* one segmented send */
+//!         }
+//!     }
 //!     while let Some(output) = core.poll_output() {
 //!         match output {
 //!             Output::Transmit { to, bytes, .. } => { let _ = (to, bytes); /* socket.send_to */ }
@@ -43,16 +52,19 @@
 //!   `catch_unwind`, and the viewer whose bytes did it is dropped and counted. Therefore no
 //!   profile may be built with `panic = "abort"`.
 //! * Every table, queue and buffer has a bound in [`limits`].
-//! * An [`str0m::Rtc`] is polled only when it is dirty; no input looks at all viewers but a frame,
-//!   which looks at the viewers of its own stream.
+//! * An [`str0m::Rtc`] is polled only when it is dirty, and never for media; no input looks at all
+//!   viewers but a frame, which looks at the viewers of its own stream.
+//! * The protocol library never has a viewer's media keys, and no packet index is sealed twice (the
+//!   hot path in `ARCHITECTURE.md`).
 //! * A viewer never makes another viewer wait, and a join never costs the encoder a keyframe while
 //!   the current group of pictures is in the cache.
 //!
 //! # Reading order
 //!
 //! [`core`](crate::Core) (tables and dispatch) → `viewer` (life of one viewer) → `join` (offer to
-//! answer) → `stream`, `gop`, `keyframe` (media) → `egress`, `rewrite` (one frame to one viewer)
-//! → `input` (data channel to device) → `demux`.
+//! answer) → `stream`, `history`, `keyframe` (media) → `core/media`, `feed`, `egress` (the hot path)
+//! → `core/feedback`, `sent`, `gcc`, `pressure` (what viewers say of it) → `input` (data channel to
+//! device) → `demux`.
 #![forbid(unsafe_code)]
 
 mod answer;

@@ -102,6 +102,8 @@ pub(crate) struct SentLog {
     end_twcc: u64,
     /// Transport-wide numbers below this were reported on.
     reported: u64,
+    /// The record where looking for the next report begins.
+    reported_record: u64,
     /// Packets below this are not sent again.
     abandoned: u64,
 }
@@ -194,18 +196,18 @@ impl SentLog {
     }
 
     /// When a packet was sent and how large it is, by its transport-wide number, each once: numbers
-    /// that were reported on before, or never sent, are `None`.
-    pub(crate) fn report(&self, twcc: u16) -> Option<(u64, u64, u32)> {
+    /// that were reported on before, or never sent, are `None`. Numbers are asked for in rising
+    /// order; `hint`, zero at first, remembers where the last one was.
+    pub(crate) fn report(&self, hint: &mut u64, twcc: u16) -> Option<(u64, u64, u32)> {
         let number = extend(twcc, self.end_twcc)?;
         if number < self.reported {
             return None;
         }
-        let record = self.find(|s| s.twcc <= number)?;
+        let from = (*hint).max(self.reported_record);
+        let record = self.forward(from, |run| run.twcc + u64::from(run.count) <= number);
         let run = self.at(record)?;
         let offset = number.checked_sub(run.twcc)?;
-        if offset >= u64::from(run.count) {
-            return None;
-        }
+        *hint = record;
         let size = if offset + 1 == u64::from(run.count) { run.last_size } else { run.size };
         Some((number, run.at_us, u32::from(size)))
     }
@@ -213,18 +215,31 @@ impl SentLog {
     /// Everything below this was reported on.
     pub(crate) fn reported_to(&mut self, number: u64) {
         self.reported = self.reported.max(number).min(self.end_twcc);
+        self.reported_record = self.first_unreported();
     }
 
-    /// When the oldest packet was sent that nothing was reported on yet.
+    /// When the oldest packet was sent that nothing was reported on yet. If its record is gone, when
+    /// the oldest was that is held.
     pub(crate) fn oldest_unreported_us(&self) -> Option<u64> {
         if self.reported >= self.end_twcc {
             return None;
         }
-        match self.find(|s| s.twcc <= self.reported) {
-            Some(record) => self.at(record).map(|s| s.at_us),
-            // It was sent so long ago that its record is gone.
-            None => self.at(self.oldest()).map(|s| s.at_us),
+        self.at(self.first_unreported()).map(|run| run.at_us)
+    }
+
+    fn first_unreported(&self) -> u64 {
+        let reported = self.reported;
+        self.forward(self.reported_record, |run| run.twcc + u64::from(run.count) <= reported)
+    }
+
+    /// The first record from `from` on that is not before, or the newest one. A step or two for what
+    /// is asked in order; at most all that are held.
+    fn forward(&self, from: u64, before: impl Fn(&Sent) -> bool) -> u64 {
+        let mut record = from.max(self.oldest());
+        while record + 1 < self.pushed && self.at(record).is_some_and(&before) {
+            record += 1;
         }
+        record
     }
 }
 
@@ -284,7 +299,7 @@ mod tests {
             assert_eq!(found, Err(NotFound::Unknown), "{index}");
         }
         assert_eq!(SentLog::default().repair(0, 0, 0), Err(NotFound::Unknown));
-        assert_eq!(SentLog::default().report(0), None);
+        assert_eq!(SentLog::default().report(&mut 0, 0), None);
         assert_eq!(SentLog::default().oldest_unreported_us(), None);
     }
 
@@ -302,14 +317,14 @@ mod tests {
     fn feedback_finds_time_and_size_once() {
         let mut log = log(6);
         // Runs of four, and a repair after the third: numbers 13 and 26.
-        assert_eq!(log.report(1), Some((1, 0, 1_200)));
-        assert_eq!(log.report(4), Some((4, 0, 300)));
-        assert_eq!(log.report(13), Some((13, 2_500, 900)));
-        assert_eq!(log.report(14), Some((14, 3_000, 1_200)));
-        assert_eq!(log.report(27), None, "never sent");
+        assert_eq!(log.report(&mut 0, 1), Some((1, 0, 1_200)));
+        assert_eq!(log.report(&mut 0, 4), Some((4, 0, 300)));
+        assert_eq!(log.report(&mut 0, 13), Some((13, 2_500, 900)));
+        assert_eq!(log.report(&mut 0, 14), Some((14, 3_000, 1_200)));
+        assert_eq!(log.report(&mut 0, 27), None, "never sent");
         assert_eq!(log.oldest_unreported_us(), Some(0));
         log.reported_to(14);
-        assert_eq!(log.report(13), None, "reported on already");
+        assert_eq!(log.report(&mut 0, 13), None, "reported on already");
         assert_eq!(log.oldest_unreported_us(), Some(3_000));
         log.reported_to(u64::MAX);
         assert_eq!(log.oldest_unreported_us(), None);

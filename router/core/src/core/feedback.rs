@@ -152,9 +152,9 @@ impl Core {
         let Some(media) = viewer.hot.media.as_mut() else { return };
         let results = &mut self.arrived;
         results.clear();
-        let (mut end, reference_us) = (0, report.reference_time_us());
+        let (mut end, mut hint, reference_us) = (0, 0, report.reference_time_us());
         for (seq, after_us) in report.packets().take(ARRIVALS_PER_FEEDBACK_MAX) {
-            let Some((number, sent_us, bytes)) = media.log.report(seq) else { continue };
+            let Some((number, sent_us, bytes)) = media.log.report(&mut hint, seq) else { continue };
             let arrived_us = after_us.map(|after| reference_us + after);
             results.push(PacketResult { sent_us, bytes, arrived_us });
             end = end.max(number + 1);
