@@ -70,6 +70,7 @@ fn chromium_gets_a_complete_answer() {
         "a=fmtp:108 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
         "a=fmtp:109 apt=108",
         "a=extmap:5 http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
+        "a=rtcp-xr:rcvr-rtt=all",
         "a=extmap:9 urn:ietf:params:rtp-hdrext:sdes:mid",
         "a=end-of-candidates",
     ] {
