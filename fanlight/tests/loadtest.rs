@@ -148,6 +148,19 @@ async fn clicks_arrive_once_each() {
 }
 
 #[tokio::test]
+async fn hostile_viewers_do_not_reach_the_others() {
+    let args = ["abuse", "--others", "3", "--hostile", "2", "--seconds", "2"];
+    let kinds = ["--kind", "nack-flood", "--kind", "forged-rtcp", "--kind", "stun-flood"];
+    let figures = figures(&[&args[..], &kinds[..]].concat()).await;
+    for kind in ["nack_flood", "forged_rtcp", "stun_flood"] {
+        numbers(&figures, &[&format!("{kind}_other_viewers_latency_us_p99")]);
+        let kind = &figures["kinds"][kind];
+        assert!(kind["hostile_packets_sent"].as_u64().unwrap() > 500, "{kind:#}");
+    }
+    assert_eq!(figures["viewer_panics"], 0);
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_or_read_is_one_clear_line() {
     let _one = ONE.lock().await;
     for (args, word) in [
