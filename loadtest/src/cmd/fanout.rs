@@ -28,6 +28,11 @@ const FIRST: Duration = Duration::from_secs(30);
 /// Time for the last pictures of a window to arrive and be repaired.
 const SETTLE: Duration = Duration::from_millis(1_500);
 
+/// A load that is later than this is worth a warning.
+const LATE_MS: f64 = 20.0;
+/// Shards that wait longer than this for their CPU are worth a warning.
+const WAITED_PERCENT: f64 = 5.0;
+
 /// Flags.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -210,7 +215,13 @@ fn cost(
     let shard = shards.map(|(cpu, _)| cpu);
     findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
     let percent = |time: Duration| 100.0 * time.as_secs_f64() / (seconds * args.lab.shards as f64);
-    findings.optional("shard_waited_for_cpu_percent", shards.map(|(_, w)| percent(w)));
+    let waited = shards.map(|(_, waited)| percent(waited));
+    findings.optional("shard_waited_for_cpu_percent", waited);
+    if let Some(waited) = waited.filter(|waited| *waited > WAITED_PERCENT) {
+        findings.warning(format!(
+            "the router's shards waited {waited:.0} % of the time for a CPU that somebody else had"
+        ));
+    }
     findings.optional("server_cpu_percent", Some(100.0 * process.as_secs_f64() / seconds));
     // A shard sends a frame to its viewers of the stream one after the other.
     let burst = shard.map(ns).unwrap_or_else(|| ns(process))
@@ -303,6 +314,13 @@ pub(super) fn late(findings: &mut Findings, lab: &Lab, report: &Report) {
     let mut publishers = Times::default();
     lab.streams.iter().for_each(|s| publishers.merge(&s.device.late.lock()));
     findings.optional("publisher_late_us_p99", publishers.quantile_us(0.99));
+    for (who, times) in [("viewers", &report.late), ("publishers", &publishers)] {
+        if let Some(ms) = times.quantile_ms(0.99).filter(|ms| *ms > LATE_MS) {
+            findings.warning(format!(
+                "the load's {who} ran {ms:.0} ms late (p99): they had no CPU, so times say little"
+            ));
+        }
+    }
 }
 
 async fn drops(lab: &Lab) -> anyhow::Result<Option<u64>> {
