@@ -184,6 +184,7 @@ pub(super) fn packets(
     findings.set("frames_verified", sum(&|o| o.seen.window_frames));
     findings.set("frames_corrupt", sum(&|o| o.seen.corrupt));
     findings.set("frames_undecodable", sum(&|o| o.seen.frames - o.seen.decodable));
+    findings.set("frames_backwards", sum(&|o| o.seen.backwards));
     findings.set("packets_refused", sum(&|o| o.media.refused));
     findings.set("nacks_sent", sum(&|o| o.media.nacks));
     findings.set("repairs_received", sum(&|o| o.media.repairs));
