@@ -14,7 +14,9 @@
 //! | `ratio_to_limit` | at 200 viewers |
 //! | `ratio_with_feedback` | at 200 viewers, to the limit |
 //! | `spread_50_to_2000` | greatest difference from the mean of the figures of 50 and more viewers, as a part of it |
-//! | `allocations_per_packet`, `allocations_per_packet_with_feedback` | at 200 viewers |
+//! | `allocations_per_packet`, `allocations_per_packet_with_feedback` | at 200 viewers: taking in frames, sealing, sending, receiving and reading feedback |
+//! | `timer_allocations_per_viewer_s` | those of the protocol library's timers, which are not per packet |
+//! | `receive_ns_per_datagram` | receiving small datagrams, unread |
 //! | `rival_ns_per_packet`, `ratio_of_rival` | str0m's RTP mode with one `sendto` per packet at 200 viewers, and how many times more that is |
 //! | `shards_speedup` | packets per second of two pinned shards over those of one; null with one CPU |
 //! | `smoke` | true: not measured, only shown to run |
@@ -39,7 +41,7 @@ use common::{
     contest::{Figure, Work, contest, pin, timed},
     floor::Floor,
     report,
-    rig::Rig,
+    rig::{Allocations, Inlet, Rig},
     rival::Rival,
     sinks::{self, Sinks},
 };
@@ -63,11 +65,13 @@ fn main() -> Result<()> {
     let mut floor = Floor::new(&sinks.addresses[..at])?;
     let mut rival = Rival::new(&sinks, at)?;
     let mut mute = Rig::muted(&sinks, at)?;
+    let mut inlet = Inlet::new(&sinks)?;
     let mut rigs: Vec<(&str, RefCell<Rig<'_>>)> = Vec::new();
-    for (viewers, name) in CROWDS.into_iter().filter(|(n, _)| *n <= most) {
+    let wanted = |(n, name): &(usize, &str)| *n <= most && name.contains(&args.only);
+    for (viewers, name) in CROWDS.into_iter().filter(wanted) {
         rigs.push((name, RefCell::new(Rig::new(&sinks, viewers, false)?)));
     }
-    for (viewers, name) in WITH_FEEDBACK.into_iter().filter(|(n, _)| has_feedback && *n <= most) {
+    for (viewers, name) in WITH_FEEDBACK.into_iter().filter(|row| has_feedback && wanted(row)) {
         rigs.push((name, RefCell::new(Rig::new(&sinks, viewers, true)?)));
     }
     let mut entries: Vec<(&str, Work<'_>)> = vec![
@@ -75,6 +79,9 @@ fn main() -> Result<()> {
         ("compute", Box::new(|| mute.work())),
         ("rival", Box::new(|| rival.work())),
     ];
+    if has_feedback {
+        entries.push(("receive", Box::new(|| inlet.work())));
+    }
     for (name, rig) in &rigs {
         entries.push((name, Box::new(|| rig.borrow_mut().work())));
     }
@@ -89,13 +96,18 @@ fn main() -> Result<()> {
     let mut allocations = Vec::new();
     for (name, rig) in &rigs {
         let mut rig = rig.borrow_mut();
+        if name.ends_with("feedback") {
+            let heard = rig.ns_per_datagram_heard();
+            println!("{name}: {heard:.0} ns on average per datagram of a viewer's");
+        }
         rig.check().with_context(|| format!("with {name} viewers"))?;
         if name.split(' ').next() == Some(at.to_string().as_str()) {
             allocations.push(rig.allocations());
         }
     }
     drop(rigs);
-    let speedup = if has_feedback { shards_speedup(&sinks, at, &args)? } else { None };
+    let all = args.only.is_empty();
+    let speedup = if has_feedback && all { shards_speedup(&sinks, at, &args)? } else { None };
     println!("allocations per packet {allocations:?}, two shards {speedup:?} times one");
     let object = object(&figures, &allocations, speedup, &args);
     report::write(args.json.as_deref(), object)
@@ -103,7 +115,7 @@ fn main() -> Result<()> {
 
 fn object(
     figures: &BTreeMap<&'static str, Figure>,
-    allocations: &[f64],
+    allocations: &[Allocations],
     speedup: Option<f64>,
     args: &Args,
 ) -> Map<String, Value> {
@@ -128,8 +140,10 @@ fn object(
         "ratio_to_limit": ratio(best("200"), best("limit")),
         "ratio_with_feedback": ratio(best("200 feedback"), best("limit")),
         "spread_50_to_2000": report::round_to(spread, 1_000.0),
-        "allocations_per_packet": allocations.first(),
-        "allocations_per_packet_with_feedback": allocations.get(1),
+        "allocations_per_packet": allocations.first().map(|a| a.per_packet),
+        "allocations_per_packet_with_feedback": allocations.get(1).map(|a| a.per_packet),
+        "timer_allocations_per_viewer_s": allocations.first().map(|a| a.timers_per_viewer_s),
+        "receive_ns_per_datagram": value(best("receive")),
         "rival_ns_per_packet": value(best("rival")),
         "ratio_of_rival": ratio(best("rival"), best("200")),
         "shards_speedup": speedup.map(|s| report::round_to(s, 1_000.0)),

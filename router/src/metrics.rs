@@ -93,6 +93,7 @@ docs! {
         stun_denied_rate: "fanlight_router_stun_denied_rate_total", "STUN from unproved addresses over a viewer's budget, dropped unread.";
         protocol_denied_rate: "fanlight_router_protocol_denied_rate_total", "Other datagrams over a viewer's budget, dropped unread.";
         candidates_refused: "fanlight_router_candidates_refused_total", "Addresses beyond those that a viewer may prove.";
+        paths_changed: "fanlight_router_paths_changed_total", "Times a viewer's media moved to another path.";
         ice_restarts: "fanlight_router_ice_restarts_total", "ICE restarts.";
         rtc_polls: "fanlight_router_rtc_polls_total", "Polls of a viewer's protocol state.";
         inputs_forwarded: "fanlight_router_inputs_forwarded_total", "Input messages accepted from viewers.";

@@ -83,6 +83,7 @@ pub(crate) struct TcpSide {
     readable: VecDeque<usize>,
     /// Frames taken in the present turn of the first of `readable`.
     taken: usize,
+    connections_max: usize,
     counts: TcpCounts,
 }
 
@@ -112,6 +113,7 @@ impl TcpSide {
             looks: BTreeSet::new(),
             readable: VecDeque::new(),
             taken: 0,
+            connections_max: CONNECTIONS_MAX,
             counts: TcpCounts::default(),
         })
     }
@@ -254,7 +256,8 @@ impl TcpSide {
             self.close(former, Closed::ByPeer);
         }
         let same_ip = self.per_ip.get(&peer.ip()).copied().unwrap_or(0);
-        let is_full = self.by_peer.len() >= CONNECTIONS_MAX || same_ip >= CONNECTIONS_PER_IP_MAX;
+        let is_full =
+            self.by_peer.len() >= self.connections_max || same_ip >= CONNECTIONS_PER_IP_MAX;
         if is_full || !self.set_up(&mut connection) {
             self.counts.turned_away += 1;
             return;

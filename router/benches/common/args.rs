@@ -20,6 +20,9 @@ pub struct Args {
     /// Interleaved samples of each figure; the best one counts.
     #[arg(long, default_value_t = 15)]
     rounds: usize,
+    /// Of the rows that take long to set up, only those whose names contain this.
+    #[arg(long, default_value = "")]
+    pub only: String,
     /// CPU time of one sample, in milliseconds.
     #[arg(long, default_value_t = 60)]
     sample_ms: u64,

@@ -47,6 +47,15 @@ pub struct Rig<'a> {
     start: Instant,
     frame: u64,
     viewers: usize,
+    /// Receiving and reading what viewers said; units are datagrams.
+    heard: Done,
+}
+
+/// Memory allocations of the measured part.
+#[derive(Clone, Copy, Debug)]
+pub struct Allocations {
+    pub per_packet: f64,
+    pub timers_per_viewer_s: f64,
 }
 
 /// What the measured part touches.
@@ -94,6 +103,7 @@ impl<'a> Rig<'a> {
             start,
             frame: 0,
             viewers,
+            heard: Done::default(),
         };
         rig.first_frame();
         // Two seconds: replays and reports of the beginning are over, and the logs are warm.
@@ -142,9 +152,17 @@ impl<'a> Rig<'a> {
     fn one_frame(&mut self) -> Done {
         self.before_frame();
         let frame = self.next_frame();
-        let done = timed(|| self.shard.frame(frame));
+        let heard = timed(|| self.shard.receive());
+        self.heard += heard;
+        let mut done = timed(|| self.shard.frame(frame));
+        done.spent += heard.spent;
         self.after_frame();
         done
+    }
+
+    /// Nanoseconds per datagram of viewers, from the socket to the core's tables, on average.
+    pub fn ns_per_datagram_heard(&self) -> f64 {
+        self.heard.spent.as_secs_f64() * 1e9 / self.heard.units.max(1) as f64
     }
 
     /// What viewers say before the next frame.
@@ -236,27 +254,63 @@ impl<'a> Rig<'a> {
         Ok(())
     }
 
-    /// Allocations per packet over two seconds of the measured part.
-    pub fn allocations(&mut self) -> f64 {
-        let (mut allocations, mut packets) = (0, 0);
+    /// Allocations over two seconds of the measured part.
+    pub fn allocations(&mut self) -> Allocations {
+        let (mut media, mut timers, mut packets) = (0, 0, 0);
         for _ in 0..2 * FRAMES_PER_SECOND {
             self.before_frame();
             let frame = self.next_frame();
-            let counted = allocation_counter::measure(|| packets += self.shard.frame(frame));
-            allocations += counted.count_total;
+            let count = |work: &mut dyn FnMut()| allocation_counter::measure(work).count_total;
+            let mut frame = Some(frame);
+            media += count(&mut || packets += frame.take().map_or(0, |f| self.shard.media(f)));
+            timers += count(&mut || self.shard.timers());
             self.after_frame();
         }
-        allocations as f64 / packets.max(1) as f64
+        Allocations {
+            per_packet: media as f64 / packets.max(1) as f64,
+            timers_per_viewer_s: timers as f64 / (2 * self.viewers) as f64,
+        }
+    }
+}
+
+/// Receiving alone: small datagrams as viewers send them, without anybody who reads them.
+pub struct Inlet<'a> {
+    sinks: &'a Sinks,
+    socket: ShardSocket,
+}
+
+impl<'a> Inlet<'a> {
+    pub fn new(sinks: &'a Sinks) -> Result<Self> {
+        let bind = "127.0.0.1".parse()?;
+        let socket = ShardSocket::bind(&IceConfig { bind, ..IceConfig::default() }, 0)?;
+        Ok(Self { sinks, socket })
     }
 
-    pub fn counters(&self) -> String {
-        format!("{:?}", self.shard.core.counters())
+    pub fn work(&mut self) -> Done {
+        let to = self.socket.candidates()[0];
+        for sink in 0..self.sinks.addresses.len().min(100) {
+            self.sinks.send(sink, &[0x90; 84], to).expect("loopback takes a datagram");
+        }
+        timed(|| {
+            let mut datagrams = 0;
+            while let Ok(Some((_, _, bytes))) = self.socket.receive() {
+                black_box(bytes);
+                datagrams += 1;
+            }
+            datagrams
+        })
     }
 }
 
 impl Shard {
     /// What a shard does from one frame to the next. Gives the packets of media.
     fn frame(&mut self, frame: std::sync::Arc<fanlight_router_core::Frame>) -> u64 {
+        let packets = self.media(frame);
+        self.timers();
+        packets
+    }
+
+    fn media(&mut self, frame: std::sync::Arc<fanlight_router_core::Frame>) -> u64 {
         self.receive();
         let before = self.core.counters().packets_forwarded;
         self.core.frame(self.now, STREAM, frame);
@@ -265,7 +319,6 @@ impl Shard {
             self.send();
             self.receive();
         }
-        self.timers();
         self.core.counters().packets_forwarded - before
     }
 
@@ -292,9 +345,12 @@ impl Shard {
         assert_eq!(flow, Flow::Done, "the socket's buffer is full");
     }
 
-    fn receive(&mut self) {
+    /// Gives the datagrams.
+    fn receive(&mut self) -> u64 {
+        let mut datagrams = 0;
         if self.mute {
-            return self.drain();
+            self.drain();
+            return datagrams;
         }
         while let Ok(Some((from, to, bytes))) = self.socket.receive() {
             self.core.datagram(self.now, Route::udp(from), to, bytes);
@@ -302,7 +358,9 @@ impl Shard {
                 say(&self.socket, &mut self.said, output);
             }
             black_box(Instant::now());
+            datagrams += 1;
         }
+        datagrams
     }
 
     fn timers(&mut self) {

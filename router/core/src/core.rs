@@ -375,6 +375,20 @@ impl Core {
             }
         }
         viewer.remote = Some(from);
+        // Media follows at once when the viewer's side chooses another path, and only on its word.
+        let moves = viewer.hot.route.is_some_and(|route| route != from);
+        if moves && kind == demux::Kind::Stun && demux::nominates(bytes) {
+            let check = parse_datagram(from, to, bytes);
+            match check.map(|check| viewer.accepts(self.now, check)) {
+                Some(Ok(true)) => {
+                    viewer.hot.route = Some(from);
+                    viewer.chose_path = true;
+                    self.counters.paths_changed += 1;
+                }
+                Some(Err(fault)) => return self.fail(key, fault),
+                _ => self.counters.stun_rejected += 1,
+            }
+        }
         match viewer.receive(self.now, receive) {
             Ok(()) => {}
             // Anybody can send a broken record from a forged address: that is no reason to drop

@@ -132,6 +132,8 @@ counters! {
     protocol_denied_rate,
     /// Addresses that a viewer may not prove because it has proved too many.
     candidates_refused,
+    /// Times a viewer's media moved to another path.
+    paths_changed,
     /// ICE restarts.
     ice_restarts,
     /// Datagrams taken in.

@@ -122,19 +122,29 @@ impl Demux {
     }
 }
 
+/// Whether a STUN request nominates the path that it came by (RFC 8445, 7.1.2).
+pub(crate) fn nominates(bytes: &[u8]) -> bool {
+    const USE_CANDIDATE: u16 = 0x0025;
+    bytes.starts_with(&[0, 1]) && attributes(bytes).any(|(kind, _)| kind == USE_CANDIDATE)
+}
+
 /// The user fragment before the colon of a STUN message's USERNAME: ours, in a request to us.
 fn stun_local_ufrag(bytes: &[u8]) -> Option<&str> {
     const USERNAME: u16 = 0x0006;
-    let mut rest = bytes.get(20..)?;
-    while let [t0, t1, l0, l1, tail @ ..] = rest {
+    let (_, name) = attributes(bytes).find(|(kind, _)| *kind == USERNAME)?;
+    std::str::from_utf8(name).ok()?.split_once(':').map(|(local, _)| local)
+}
+
+/// The attributes of a STUN message, type and value, up to the first that does not fit.
+fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = bytes.get(20..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let [t0, t1, l0, l1, tail @ ..] = rest else { return None };
         let len = usize::from(u16::from_be_bytes([*l0, *l1]));
-        if u16::from_be_bytes([*t0, *t1]) == USERNAME {
-            let name = std::str::from_utf8(tail.get(..len)?).ok()?;
-            return name.split_once(':').map(|(local, _)| local);
-        }
-        rest = tail.get(len.next_multiple_of(4)..)?;
-    }
-    None
+        let value = tail.get(..len)?;
+        rest = tail.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_be_bytes([*t0, *t1]), value))
+    })
 }
 
 #[cfg(test)]

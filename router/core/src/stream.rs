@@ -44,6 +44,13 @@ struct Pass {
     again: bool,
 }
 
+/// Where pass number `pass` begins among `count` viewers: steps of the golden ratio, so that after a
+/// few passes everybody has been early as often as late, however many there are.
+fn spread(pass: u64, count: usize) -> usize {
+    let fraction = pass.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    usize::try_from((fraction * count as u64) >> 32).unwrap_or(0)
+}
+
 /// Measures what the stream costs, over windows of a second.
 #[derive(Debug, Default)]
 struct Meter {
@@ -101,8 +108,9 @@ pub(crate) struct Stream {
     /// Keys of viewers: controllers are served first.
     controllers: Vec<usize>,
     observers: Vec<usize>,
-    /// Where the next frame begins among the observers, so that nobody is always last.
+    /// Where the present pass begins among the observers, so that nobody is always last.
     turn: usize,
+    passes: u64,
 }
 
 impl Stream {
@@ -125,6 +133,7 @@ impl Stream {
             controllers: Vec::new(),
             observers: Vec::new(),
             turn: 0,
+            passes: 0,
         }
     }
 
@@ -217,8 +226,8 @@ impl Stream {
             return false;
         }
         self.pass = Some(Pass::default());
-        self.turn =
-            if self.observers.is_empty() { 0 } else { (self.turn + 1) % self.observers.len() };
+        self.passes = self.passes.wrapping_add(1);
+        self.turn = spread(self.passes, self.observers.len());
         true
     }
 
@@ -278,6 +287,30 @@ impl Stream {
                 if let Some(pass) = &mut self.pass {
                     pass.again = true;
                 }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_served_late_more_often_than_others() {
+        for count in [1, 2, 3, 10, 200, 1_000] {
+            let passes = 60 * 5;
+            let mut waited = vec![0_usize; count];
+            for pass in 1..=passes {
+                let turn = spread(pass, count);
+                assert!(turn < count);
+                for place in 0..count {
+                    waited[(turn + place) % count] += place;
+                }
+            }
+            let mean = waited.iter().sum::<usize>() as f64 / count as f64;
+            for sum in waited {
+                assert!((sum as f64 - mean).abs() <= 0.02 * mean + 2.0, "{count}: {sum} {mean}");
             }
         }
     }

@@ -118,8 +118,9 @@ pub(crate) struct Viewer {
     /// The moment for which this viewer's timer is set.
     pub(crate) timer: Option<Instant>,
     pub(crate) remote: Option<Route>,
-    /// Where the protocol library sends to.
+    /// Where the protocol library sends to: where media goes until the viewer chooses another path.
     pub(crate) path: Option<Route>,
+    pub(crate) chose_path: bool,
     pub(crate) keyframe_requests: u64,
 }
 
@@ -180,6 +181,7 @@ impl Viewer {
             timer: None,
             remote: None,
             path: None,
+            chose_path: false,
             keyframe_requests: 0,
         }
     }

@@ -89,6 +89,8 @@ pub(crate) struct Client {
     pub(crate) input: Option<ChannelId>,
     pub(crate) moves: Option<ChannelId>,
     pub(crate) connected: bool,
+    /// What its address looks like from outside, when a network in between has changed it.
+    pub(crate) outside: Option<SocketAddr>,
     /// A client that neither hears nor speaks any more.
     pub(crate) dead: bool,
     /// The client's media keys, for tests that speak in its name.
@@ -252,7 +254,7 @@ impl World {
             }
             match entry.remove() {
                 Packet::ToServer(index, bytes) => {
-                    let from = self.clients[index].address;
+                    let from = self.clients[index].seen_as();
                     self.core.datagram(self.now, Route::udp(from), SERVER.parse().unwrap(), &bytes);
                     self.drain_core();
                 }
@@ -295,7 +297,7 @@ impl World {
             for run in batch.runs() {
                 let datagrams = batch.bytes(run).chunks(run.segment);
                 assert_eq!(datagrams.len(), run.count, "a run is segmentable");
-                let to = self.clients.iter().position(|c| c.address == run.to.addr);
+                let to = self.clients.iter().position(|c| c.seen_as() == run.to.addr);
                 for datagram in datagrams {
                     if let Some(index) = to {
                         self.fly(Packet::ToClient(index, datagram.to_vec()));
@@ -312,7 +314,7 @@ impl World {
             match output {
                 Output::Transmit { to, from, bytes } => {
                     assert_eq!(from, SERVER.parse().unwrap(), "we speak from our candidate");
-                    if let Some(index) = self.clients.iter().position(|c| c.address == to.addr) {
+                    if let Some(index) = self.clients.iter().position(|c| c.seen_as() == to.addr) {
                         self.fly(Packet::ToClient(index, bytes));
                     }
                 }
@@ -399,6 +401,7 @@ impl Client {
             input: None,
             moves: None,
             connected: false,
+            outside: None,
             dead: false,
             keys: slot,
             downlink_bps: None,
@@ -407,6 +410,11 @@ impl Client {
             seq: 0,
         };
         (client, offer.to_sdp_string(), pending)
+    }
+
+    /// Its address as the core sees it.
+    pub(crate) fn seen_as(&self) -> SocketAddr {
+        self.outside.unwrap_or(self.address)
     }
 
     fn drain(&mut self, now: Instant, sent: &mut Vec<Vec<u8>>) {

@@ -248,6 +248,18 @@ fn connections_of_one_address_are_bounded_and_given_back() {
 }
 
 #[test]
+fn connections_of_all_addresses_are_bounded() {
+    let mut side = Side::new();
+    side.side.connections_max = 3;
+    let _held: Vec<_> = (0..3).map(|_| side.connect()).collect();
+    side.until(|side, _| side.counts().opened == 3);
+    let mut refused = side.connect();
+    side.until(|side, _| side.counts().turned_away == 1);
+    assert!(is_closed(&mut refused));
+    assert_eq!(side.side.connections(), 3);
+}
+
+#[test]
 fn a_viewer_that_does_not_read_loses_whole_frames_and_is_resumed() {
     let mut side = Side::new();
     let (mut stream, peer) = side.viewer();

@@ -196,7 +196,7 @@ impl Core {
         );
         self.counters.library_media_dropped += dropped;
         viewer.path = route.or(viewer.path);
-        if viewer.hot.route.is_some() {
+        if viewer.hot.route.is_some() && !viewer.chose_path {
             viewer.hot.route = viewer.path;
         }
         for event in events.drain(..) {

@@ -252,7 +252,7 @@ fn what_the_library_sends_as_media_never_leaves() {
     let (mut w, mut source, mut speaker) = watched();
     w.clients[0].dead = true;
     let mut seen = 0;
-    for _ in 0..300 {
+    for _ in 0..700 {
         let frame = source.next(false);
         w.core.frame(w.now, STREAM, frame);
         w.core.timeout(w.now);
@@ -302,6 +302,22 @@ fn a_narrow_viewer_is_thinned_and_the_other_is_not() {
         .iter()
         .map(|(_, p)| u64::from_be_bytes(p.payload[1..9].try_into().unwrap()));
     assert!(newest.max().unwrap() > 860);
+}
+
+#[test]
+fn media_follows_a_viewer_whose_address_changes() {
+    let (mut w, mut source, _speaker) = watched();
+    // The network in between gives it another port; the old one leads nowhere any more.
+    w.clients[0].outside = Some("198.51.100.7:7777".parse().unwrap());
+    source.play(&mut w, 60 * 6, false);
+    assert_eq!(w.core.counters().paths_changed, 1);
+    assert!(w.gone.is_empty(), "{:?}", w.gone);
+    let stats = w.core.viewer_stats(w.clients[0].session).unwrap();
+    assert_eq!(stats.remote, Some(Route::udp("198.51.100.7:7777".parse().unwrap())));
+    let before = w.clients[0].packets.len();
+    source.play(&mut w, 30, true);
+    w.drive(Duration::from_millis(100));
+    assert_eq!(w.clients[0].packets.len() - before, 90);
 }
 
 #[test]
