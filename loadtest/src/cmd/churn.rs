@@ -12,7 +12,7 @@ use anyhow::Context as _;
 use futures::StreamExt as _;
 
 use super::{
-    fanout::{added, gather, late, losses, packets, socket_drop_fault},
+    fanout::{Stamps, added, gather, late, losses, packets, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -121,7 +121,7 @@ async fn measure(
     findings.set("encoder_keyframe_requests", lab.keyframes_asked() - asked_before);
     findings.measured("viewers_left_over", left_over);
     leaks(&mut findings, &before, &after);
-    added(&mut findings, &before, &after, true);
+    added(&mut findings, &before, &after, Stamps::Needed);
     losses(&mut findings, &before, &after);
     late(&mut findings, lab, &report);
     growth(&mut findings, &samples);

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 use fanlight_wire::input::{InputBody, InputMessage, Touch, TouchAction};
 
 use super::{
-    fanout::{added, gather, packets, socket_drop_fault},
+    fanout::{Stamps, added, gather, packets, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -110,7 +110,7 @@ async fn measure(args: &Args, lab: &mut Lab) -> anyhow::Result<Findings> {
     findings.measured("click_latency_us_p99", times.quantile_us(0.99));
     findings.measured("click_latency_us_max", times.max_us());
     packets(&mut findings, lab, &report)?;
-    added(&mut findings, &before, &after, true);
+    added(&mut findings, &before, &after, Stamps::Needed);
     socket_drop_fault(&mut findings, lab).await?;
     findings.plot(
         Plot::lines("Touch: viewer to device", "ms", "part of touches")

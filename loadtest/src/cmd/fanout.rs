@@ -28,6 +28,11 @@ const FIRST: Duration = Duration::from_secs(30);
 /// Time for the last pictures of a window to arrive and be repaired.
 const SETTLE: Duration = Duration::from_millis(1_500);
 
+/// A load that is later than this is worth a warning.
+const LATE_MS: f64 = 20.0;
+/// Shards that wait longer than this for their CPU are worth a warning.
+const WAITED_PERCENT: f64 = 5.0;
+
 /// Flags.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Args {
@@ -93,9 +98,10 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let sent = |lab: &Lab| -> Vec<u64> {
         lab.streams.iter().map(|s| s.device.ledger.packets_so_far()).collect()
     };
-    let (usage_before, sent_before) = (lab.fleet.usage()?, sent(lab));
+    let own = || Usage::of(std::process::id()).context("this process's own CPU time");
+    let (usage_before, sent_before, own_before) = (lab.fleet.usage()?, sent(lab), own()?);
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
-    let (usage, sent) = (lab.fleet.usage()?, sent(lab));
+    let (usage, sent, own) = (lab.fleet.usage()?, sent(lab), own()?);
     let memory = lab.fleet.memory()?;
     lab.close_windows();
     let after = lab.fleet.scrape_settled().await?;
@@ -127,7 +133,9 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let packets: u64 = report.viewers.iter().filter_map(published).map(|(b, a)| b - a).sum();
     let packets = packets as f64 * totals.arrived;
     cost(&mut findings, args, &totals, packets, &usage_before, &usage);
-    added(&mut findings, &before, &after, true);
+    let own = own.cpu.saturating_sub(own_before.cpu).as_secs_f64();
+    findings.optional("load_cpu_percent", Some(100.0 * own / args.seconds as f64));
+    added(&mut findings, &before, &after, Stamps::Needed);
     losses(&mut findings, &before, &after);
     path(&mut findings, lab, &report);
     let per_viewer = |now: u64, then: u64| (now as f64 - then as f64) / args.viewers as f64;
@@ -176,6 +184,7 @@ pub(super) fn packets(
     findings.set("frames_verified", sum(&|o| o.seen.window_frames));
     findings.set("frames_corrupt", sum(&|o| o.seen.corrupt));
     findings.set("frames_undecodable", sum(&|o| o.seen.frames - o.seen.decodable));
+    findings.set("frames_backwards", sum(&|o| o.seen.backwards));
     findings.set("packets_refused", sum(&|o| o.media.refused));
     findings.set("nacks_sent", sum(&|o| o.media.nacks));
     findings.set("repairs_received", sum(&|o| o.media.repairs));
@@ -207,8 +216,14 @@ fn cost(
     let shard = shards.map(|(cpu, _)| cpu);
     findings.optional("shard_cpu_ns_per_packet", shard.map(ns));
     let percent = |time: Duration| 100.0 * time.as_secs_f64() / (seconds * args.lab.shards as f64);
-    findings.optional("shard_waited_for_cpu_percent", shards.map(|(_, w)| percent(w)));
-    findings.set("server_cpu_percent", (process.as_secs_f64() / seconds * 1e4).round() / 100.0);
+    let waited = shards.map(|(_, waited)| percent(waited));
+    findings.optional("shard_waited_for_cpu_percent", waited);
+    if let Some(waited) = waited.filter(|waited| *waited > WAITED_PERCENT) {
+        findings.warning(format!(
+            "the router's shards waited {waited:.0} % of the time for a CPU that somebody else had"
+        ));
+    }
+    findings.optional("server_cpu_percent", Some(100.0 * process.as_secs_f64() / seconds));
     // A shard sends a frame to its viewers of the stream one after the other.
     let burst = shard.map(ns).unwrap_or_else(|| ns(process))
         * (args.viewers as f64 / (args.lab.streams * args.lab.shards) as f64)
@@ -217,15 +232,29 @@ fn cost(
     findings.measured("burst_us", Some(burst));
 }
 
-/// Added latency as the router stamps it; `lease`: somebody holds the control lease.
-pub(super) fn added(findings: &mut Findings, before: &Scrape, after: &Scrape, lease: bool) {
+/// What the router's stamps are to an experiment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stamps {
+    /// What it is about.
+    Needed,
+    /// Said beside. Pictures that wait for a narrow line are in them.
+    Extra,
+}
+
+/// Added latency as the router stamps it.
+pub(super) fn added(findings: &mut Findings, before: &Scrape, after: &Scrape, stamps: Stamps) {
     let all = after.histogram_since(before, ADDED, &[]);
     let holders = after.histogram_since(before, ADDED, &[("role", "controller")]);
     let quantile = |h: &Option<crate::server::Histogram>, q| h.as_ref().and_then(|h| h.quantile(q));
-    findings.measured("added_latency_us_p50", quantile(&all, 0.5));
-    findings.measured("added_latency_us_p99", quantile(&all, 0.99));
-    if lease {
-        findings.measured("lease_holder_latency_us_p99", quantile(&holders, 0.99));
+    for (name, value) in [
+        ("added_latency_us_p50", quantile(&all, 0.5)),
+        ("added_latency_us_p99", quantile(&all, 0.99)),
+        ("lease_holder_latency_us_p99", quantile(&holders, 0.99)),
+    ] {
+        match stamps {
+            Stamps::Needed => findings.measured(name, value),
+            Stamps::Extra => findings.optional(name, value),
+        }
     }
     if let Some(all) = &all {
         let bars = all.bars();
@@ -286,6 +315,13 @@ pub(super) fn late(findings: &mut Findings, lab: &Lab, report: &Report) {
     let mut publishers = Times::default();
     lab.streams.iter().for_each(|s| publishers.merge(&s.device.late.lock()));
     findings.optional("publisher_late_us_p99", publishers.quantile_us(0.99));
+    for (who, times) in [("viewers", &report.late), ("publishers", &publishers)] {
+        if let Some(ms) = times.quantile_ms(0.99).filter(|ms| *ms > LATE_MS) {
+            findings.warning(format!(
+                "the load's {who} ran {ms:.0} ms late (p99): they had no CPU, so times say little"
+            ));
+        }
+    }
 }
 
 async fn drops(lab: &Lab) -> anyhow::Result<Option<u64>> {

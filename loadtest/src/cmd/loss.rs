@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use anyhow::Context as _;
 
 use super::{
-    fanout::{added, late, losses, socket_drop_fault},
+    fanout::{Stamps, added, late, losses, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     relay::{Impairment, PathCounts, Relay},
     report::{Findings, OutputArgs, Plot},
     sample::{Sampler, tell},
+    source::Shape,
     swarm::{Group, Milestone, Report, ViewerReport},
 };
 
@@ -99,11 +100,16 @@ impl Args {
         (rules != Impairment::default()).then_some(rules)
     }
 
-    /// The source as the experiment needs it: thinning needs pictures that nobody needs.
+    /// The source as the experiment needs it, unless it was asked for otherwise: thinning needs
+    /// pictures that nobody needs, and a line that is that narrow needs small keyframes.
     fn lab(&self) -> LabArgs {
         let mut lab = self.lab.clone();
         if self.narrow > 0 && lab.reference_every == 1 {
             lab.reference_every = 8;
+        }
+        // A keyframe of ordinary size takes half a second on such a line by itself.
+        if self.narrow > 0 && lab.key_factor == Shape::default().key_factor {
+            lab.key_factor = 2.0;
         }
         lab
     }
@@ -194,6 +200,7 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
     findings.set("rtt_ms", args.rtt_ms);
     findings.set("seconds", args.seconds);
     findings.set("reference_every", args.lab().reference_every);
+    findings.set("key_factor", args.lab().key_factor);
     set_up(&mut findings, &args.lab);
     let lost = lossy_viewers(&mut findings, args, lab, &before, &report)?;
     findings.set("encoder_keyframe_requests", asked);
@@ -202,7 +209,7 @@ async fn measure(args: &Args, lab: &Lab, networks: &Networks) -> anyhow::Result<
     findings.optional("path_loss_percent", really.map(|part| part * 100.0));
     narrow_viewers(&mut findings, args, lab, &before, &report)?;
     others(&mut findings, &alone, &report);
-    added(&mut findings, &scrape_before, &scrape, false);
+    added(&mut findings, &scrape_before, &scrape, Stamps::Extra);
     losses(&mut findings, &scrape_before, &scrape);
     late(&mut findings, lab, &report);
     if lab.crowd.diaries().closed() > 0 {

@@ -2,6 +2,7 @@
 //! parts that they are made of. Invariant: whatever ends an experiment, its child processes end
 //! with it.
 
+mod abuse;
 mod churn;
 mod clicks;
 mod fanout;
@@ -41,6 +42,8 @@ enum Command {
     Soak(churn::Args),
     /// Touches from viewer to device while others watch
     Clicks(clicks::Args),
+    /// Hostile clients with valid tokens, while others watch
+    Abuse(abuse::Args),
     /// A bad network as a process, for browsers; measures nothing
     Relay(relay::Args),
 }
@@ -89,6 +92,7 @@ impl Command {
             Self::Loss(args) => Some(&mut args.lab),
             Self::Churn(args) | Self::Soak(args) => Some(&mut args.lab),
             Self::Clicks(args) => Some(&mut args.lab),
+            Self::Abuse(args) => Some(&mut args.lab),
             Self::Relay(_) => None,
         }
     }
@@ -102,6 +106,7 @@ async fn experiment(command: Command) -> anyhow::Result<()> {
         Command::Churn(args) => churn::run(&args, "churn", 60).await?.publish(&args.output),
         Command::Soak(args) => churn::run(&args, "soak", 1_800).await?.publish(&args.output),
         Command::Clicks(args) => clicks::run(&args).await?.publish(&args.output),
+        Command::Abuse(args) => abuse::run(&args).await?.publish(&args.output),
         Command::Relay(_) => Ok(()),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn page(findings: &Findings) -> String {
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
          <style>{STYLE}</style></head><body><h1>{title}</h1>"
     );
-    for fault in &findings.faults {
+    for fault in findings.faults.iter().chain(&findings.warnings) {
         let _ = write!(page, "<p class=\"bad\">{}</p>", escape(fault));
     }
     if !findings.not_measured.is_empty() {

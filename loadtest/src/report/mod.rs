@@ -41,6 +41,7 @@ pub struct Findings {
     details: Vec<(String, Value)>,
     not_measured: Vec<String>,
     faults: Vec<String>,
+    warnings: Vec<String>,
     plots: Vec<Plot>,
     samples: Vec<Value>,
 }
@@ -54,6 +55,7 @@ impl Findings {
             details: Vec::new(),
             not_measured: Vec::new(),
             faults: Vec::new(),
+            warnings: Vec::new(),
             plots: Vec::new(),
             samples: Vec::new(),
         }
@@ -92,6 +94,11 @@ impl Findings {
         self.faults.push(what.into());
     }
 
+    /// Something that a reader of the figures has to know.
+    pub fn warning(&mut self, what: impl Into<String>) {
+        self.warnings.push(what.into());
+    }
+
     /// A plot for the report.
     pub fn plot(&mut self, plot: Plot) {
         self.plots.push(plot);
@@ -109,6 +116,7 @@ impl Findings {
         object.extend(self.figures.iter().chain(&self.details).cloned());
         object.insert("not_measured".to_owned(), json!(self.not_measured));
         object.insert("faults".to_owned(), json!(self.faults));
+        object.insert("warnings".to_owned(), json!(self.warnings));
         Value::Object(object)
     }
 
@@ -126,6 +134,9 @@ impl Findings {
         }
         for fault in &self.faults {
             let _ = writeln!(table, "  ! {fault}");
+        }
+        for warning in &self.warnings {
+            let _ = writeln!(table, "  ~ {warning}");
         }
         table
     }

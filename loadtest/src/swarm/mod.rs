@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     publish::Device,
     stats::Times,
-    viewer::{Outcome, ViewerError, Window},
+    viewer::{Abuse, Outcome, ViewerError, Window},
 };
 
 /// Name of one viewer in the whole swarm.
@@ -37,11 +37,14 @@ pub enum Group {
     Lossy,
     /// Watches over a path that is too narrow.
     Narrow,
+    /// Sends what it should not.
+    Hostile,
 }
 
 impl Group {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Observer, Self::Controller, Self::Lossy, Self::Narrow];
+    pub const ALL: [Self; 5] =
+        [Self::Observer, Self::Controller, Self::Lossy, Self::Narrow, Self::Hostile];
 
     fn place(self) -> usize {
         match self {
@@ -49,6 +52,7 @@ impl Group {
             Self::Controller => 1,
             Self::Lossy => 2,
             Self::Narrow => 3,
+            Self::Hostile => 4,
         }
     }
 }
@@ -126,7 +130,7 @@ pub struct ViewerReport {
 pub struct Report {
     /// Viewers that are there.
     pub viewers: Vec<ViewerReport>,
-    times: [GroupTimes; 4],
+    times: [GroupTimes; 5],
     /// Ports of their sockets, with those of viewers that left.
     pub ports: HashSet<u16>,
     /// Datagrams that could not be sent.
@@ -180,6 +184,12 @@ enum Command {
         viewer: ViewerId,
         message: Vec<u8>,
         reply: oneshot::Sender<Option<Instant>>,
+    },
+    Abuse {
+        viewer: ViewerId,
+        kind: Abuse,
+        count: u32,
+        reply: oneshot::Sender<u32>,
     },
     Report {
         reset: bool,
@@ -277,6 +287,14 @@ impl Swarm {
         message: Vec<u8>,
     ) -> anyhow::Result<Option<Instant>> {
         self.ask(viewer, |reply| Command::Input { viewer, message, reply }).await
+    }
+
+    /// Has a viewer send hostile packets; gives how many it sent.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub async fn abuse(&self, viewer: ViewerId, kind: Abuse, count: u32) -> anyhow::Result<u32> {
+        self.ask(viewer, |reply| Command::Abuse { viewer, kind, count, reply }).await
     }
 
     /// Figures of all viewers that are there. `reset` begins the distributions anew.

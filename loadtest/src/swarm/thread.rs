@@ -19,7 +19,7 @@ use super::{
     Command, Farewell, Group, Milestone, Note, Report, ViewerId, ViewerReport, Watched,
     net::{Inbox, Socket},
 };
-use crate::viewer::{Outlet, Shown, Verifier, Viewer, ViewerError};
+use crate::viewer::{Abuse, Outlet, Shown, Verifier, Viewer, ViewerError};
 
 /// Token of the waker.
 pub(super) const WAKE: Token = Token(usize::MAX);
@@ -248,6 +248,9 @@ impl Thread {
             Command::Input { viewer, message, reply } => {
                 let _ = reply.send(self.input(viewer, &message));
             }
+            Command::Abuse { viewer, kind, count, reply } => {
+                let _ = reply.send(self.abuse(viewer, kind, count));
+            }
             Command::Report { reset, reply } => {
                 let mut report = self.report.clone();
                 report.viewers = self.slots.iter().map(|(_, slot)| of(slot)).collect();
@@ -314,6 +317,16 @@ impl Thread {
         }
         let _ = self.poll.registry().deregister(&mut slot.socket.io);
         Some(of(&slot))
+    }
+
+    fn abuse(&mut self, id: ViewerId, kind: Abuse, count: u32) -> u32 {
+        let Some(key) = self.by_id.get(&id).copied() else { return 0 };
+        let Some(slot) = self.slots.get_mut(key) else { return 0 };
+        let Slot { viewer, socket, record, .. } = slot;
+        let mut out = Out { socket, record, shared: &self.shared, report: &mut self.report };
+        let sent = viewer.abuse(Instant::now(), kind, count, &mut out);
+        self.schedule(key);
+        sent
     }
 
     fn input(&mut self, id: ViewerId, message: &[u8]) -> Option<Instant> {

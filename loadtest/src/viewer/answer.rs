@@ -15,6 +15,8 @@ pub struct Terms {
     pub nack: bool,
     /// Keyframes may be asked for.
     pub pli: bool,
+    /// The router's ICE user fragment.
+    pub ufrag: String,
 }
 
 /// Why an answer is of no use.
@@ -51,7 +53,9 @@ impl Terms {
             .filter_map(|map| map.split_once(' '))
             .find(|(_, uri)| uri.trim() == TWCC)
             .and_then(|(id, _)| id.split('/').next()?.parse().ok());
+        let ufrag = answer.lines().find_map(|line| line.trim().strip_prefix("a=ice-ufrag:"));
         Ok(Self {
+            ufrag: ufrag.unwrap_or_default().to_owned(),
             payload_type,
             rtx,
             twcc: twcc.filter(|_| feedback("transport-cc")),
@@ -99,7 +103,7 @@ fn moved(
 mod tests {
     use super::*;
 
-    const ANSWER: &str = "v=0\r\nm=audio 9 X 111\r\na=rtpmap:111 opus/48000/2\r\n\
+    const ANSWER: &str = "v=0\r\na=ice-ufrag:abcd\r\nm=audio 9 X 111\r\na=rtpmap:111 opus/48000/2\r\n\
         m=video 9 UDP/TLS/RTP/SAVPF 108 109\r\na=rtpmap:108 H264/90000\r\n\
         a=rtcp-fb:108 nack\r\na=rtcp-fb:108 nack pli\r\na=rtcp-fb:108 transport-cc\r\n\
         a=rtpmap:109 rtx/90000\r\na=fmtp:109 apt=108\r\n\
@@ -110,8 +114,14 @@ mod tests {
     #[test]
     fn terms_are_those_of_the_video_section() {
         let terms = Terms::read(ANSWER).unwrap();
-        let wanted =
-            Terms { payload_type: 108, rtx: Some(109), twcc: Some(4), nack: true, pli: true };
+        let wanted = Terms {
+            payload_type: 108,
+            rtx: Some(109),
+            twcc: Some(4),
+            nack: true,
+            pli: true,
+            ufrag: "abcd".to_owned(),
+        };
         assert_eq!(terms, wanted);
     }
 

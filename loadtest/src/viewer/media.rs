@@ -16,6 +16,7 @@ use super::{
     Outlet,
     answer::Terms,
     feedback::{Arrivals, Reception},
+    hostile::Knows,
     reassembly::{Piece, Reassembly},
     verify::Verifier,
 };
@@ -74,6 +75,7 @@ pub(super) struct Media {
     pli_at: Option<Instant>,
     plain: Vec<u8>,
     sealed: Vec<u8>,
+    replay: Vec<u8>,
     pieces: Vec<Piece>,
 }
 
@@ -104,6 +106,7 @@ impl Media {
             pli_at: None,
             plain: Vec::with_capacity(1_500),
             sealed: Vec::with_capacity(256),
+            replay: Vec::new(),
             pieces: Vec::new(),
         }
     }
@@ -265,6 +268,32 @@ impl Media {
         if let Some(newest) = self.verifier.newest_published() {
             out.age(now.saturating_duration_since(newest));
         }
+    }
+
+    /// What an attacker in this viewer's place knows; nothing before media came.
+    pub(super) fn knows(&self) -> Option<Knows> {
+        Some(Knows {
+            ours: self.ours,
+            theirs: self.theirs?,
+            highest: self.order.highest(),
+            ufrag: self.terms.ufrag.clone(),
+        })
+    }
+
+    /// Sends hostile RTCP.
+    pub(super) fn send_sealed(&mut self, plain: &[u8], out: &mut impl Outlet) {
+        self.send(plain, out);
+    }
+
+    /// Sends the packet that was sealed first ever again.
+    pub(super) fn send_again(&mut self, plain: &[u8], out: &mut impl Outlet) {
+        if self.replay.is_empty() {
+            let mut sealed = Vec::new();
+            if self.sealer.protect(plain, &mut sealed).is_ok() {
+                self.replay = sealed;
+            }
+        }
+        out.send(&self.replay);
     }
 
     fn send(&mut self, plain: &[u8], out: &mut impl Outlet) {

@@ -4,6 +4,7 @@
 
 mod answer;
 mod feedback;
+mod hostile;
 mod media;
 mod reassembly;
 mod verify;
@@ -29,7 +30,10 @@ use str0m::{
     rtp::Extension,
 };
 
+use hostile::Hostile;
+
 pub use answer::{NoVideo, Terms, with_candidates};
+pub use hostile::Abuse;
 pub use media::Counts as MediaCounts;
 pub use reassembly::Counts as OrderCounts;
 pub use verify::{Seen, Shown, Verifier, Window};
@@ -90,6 +94,8 @@ pub struct Viewer {
     tick_due: Option<Instant>,
     connected: bool,
     closed: bool,
+    /// Takes and says nothing any more.
+    mute: bool,
 }
 
 impl std::fmt::Debug for Viewer {
@@ -149,6 +155,7 @@ impl Viewer {
             tick_due: None,
             connected: false,
             closed: false,
+            mute: false,
         };
         Ok((viewer, offer.to_sdp_string()))
     }
@@ -175,6 +182,9 @@ impl Viewer {
         bytes: &[u8],
         out: &mut impl Outlet,
     ) {
+        if self.mute {
+            return;
+        }
         if matches!(bytes.first(), Some(128..=191)) {
             if self.media.is_none() {
                 self.take_keys(now);
@@ -198,8 +208,37 @@ impl Viewer {
         self.tick_due.map_or(self.rtc_due, |tick| tick.min(self.rtc_due))
     }
 
+    /// Sends `count` hostile packets; gives how many it sent.
+    pub fn abuse(&mut self, now: Instant, kind: Abuse, count: u32, out: &mut impl Outlet) -> u32 {
+        for n in 0..count {
+            let Some(media) = &mut self.media else { return n };
+            let Some(knows) = media.knows() else { return n };
+            match kind.packet(&knows) {
+                Hostile::Seal(plain) => media.send_sealed(&plain, out),
+                Hostile::SealOnce(plain) => media.send_again(&plain, out),
+                Hostile::Raw(bytes) => out.send(&bytes),
+                Hostile::Channel(message) => {
+                    if !self.send_input(now, &message, out) {
+                        return n;
+                    }
+                }
+                Hostile::Silence => {
+                    self.mute = true;
+                    return n;
+                }
+            }
+        }
+        count
+    }
+
     /// Does what is due.
     pub fn timeout(&mut self, now: Instant, out: &mut impl Outlet) {
+        if self.mute {
+            // Nothing is ever due again.
+            self.rtc_due = now + Duration::from_secs(3_600);
+            self.tick_due = None;
+            return;
+        }
         if now >= self.rtc_due {
             if self.rtc.handle_input(Input::Timeout(now)).is_err() {
                 self.rtc.disconnect();

@@ -77,6 +77,11 @@ impl Reassembly {
         self.counts
     }
 
+    /// The highest packet seen, without its roll-overs.
+    pub(super) fn highest(&self) -> u16 {
+        (self.highest & 0xffff) as u16
+    }
+
     /// The packet that a 16-bit number means: the nearest to the highest seen.
     pub(super) fn index_of(&self, seq: u16) -> Option<u64> {
         let low = (self.highest & 0xffff) as i64;
@@ -197,17 +202,8 @@ impl Reassembly {
 
     /// Whether all packets of the picture that begins there are held.
     fn is_whole(&self, start: u64) -> bool {
-        let mut expected = start;
-        for (index, piece) in self.held.range(start..) {
-            if *index != expected {
-                return false;
-            }
-            if piece.marker {
-                return true;
-            }
-            expected += 1;
-        }
-        false
+        let mut run = (start..).zip(self.held.range(start..)).take_while(|(n, (at, _))| n == *at);
+        run.any(|(_, (_, piece))| piece.marker)
     }
 
     fn give_up_first(&mut self, out: &mut Vec<Piece>) {

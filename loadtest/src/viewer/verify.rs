@@ -62,7 +62,7 @@ pub struct Seen {
     pub corrupt: u64,
     /// Pictures that came although a later one had been seen.
     pub backwards: u64,
-    /// Right pictures of the window.
+    /// Right pictures of the window, each once.
     pub window_frames: u64,
     /// RTP packets of these.
     pub window_packets: u64,
@@ -75,7 +75,7 @@ pub struct Shown {
     pub entry: Entry,
     /// It could be decoded.
     pub decodable: bool,
-    /// It counts.
+    /// It is of the window and came for the first time.
     pub in_window: bool,
 }
 
@@ -88,6 +88,7 @@ pub struct Verifier {
     packets: u32,
     last: Option<u64>,
     last_reference: Option<u64>,
+    next_counted: u64,
     newest: Option<Instant>,
     seen: Seen,
 }
@@ -102,6 +103,7 @@ impl Verifier {
             packets: 0,
             last: None,
             last_reference: None,
+            next_counted: 0,
             newest: None,
             seen: Seen::default(),
         }
@@ -168,8 +170,10 @@ impl Verifier {
                 self.last_reference = Some(entry.number);
             }
         }
-        let in_window = self.window.holds(entry.number);
+        // A picture that is replayed counts once.
+        let in_window = self.window.holds(entry.number) && entry.number >= self.next_counted;
         if in_window {
+            self.next_counted = entry.number + 1;
             self.seen.window_frames += 1;
             self.seen.window_packets += u64::from(packets);
         }
@@ -252,6 +256,18 @@ mod tests {
         let seen = rig.verifier.seen();
         assert_eq!((seen.frames, seen.window_frames, seen.window_packets), (10, 4, packets));
         assert_eq!((seen.corrupt, seen.backwards), (0, 0));
+    }
+
+    #[test]
+    fn a_replay_counts_once() {
+        let mut rig = Rig::new(Shape::default());
+        rig.window.open(0);
+        let sent: Vec<_> = (0..4).map(|_| rig.publish().1).collect();
+        for n in [0, 1, 2, 0, 1, 2, 3] {
+            assert!(rig.show(sent[n].clone()).unwrap().decodable, "{n}");
+        }
+        let seen = rig.verifier.seen();
+        assert_eq!((seen.frames, seen.window_frames, seen.backwards), (7, 4, 1));
     }
 
     #[test]
