@@ -2,9 +2,10 @@
 // machine-readable strip and touch dots from decoded pixels. Not a test itself.
 // Invariant: everything it starts is stopped by the returned `stop`, also when a test fails.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, watch, mkdirSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, watch, mkdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -23,11 +24,11 @@ export function tempDir() {
   return mkdtempSync(join(tmpdir(), 'fanlight-e2e-'));
 }
 
-/** Resolves when `path` exists; rejects when `child` ends first or `ms` have passed. */
-function fileAppears(path, child, ms) {
+/** Resolves when `path` exists and is not empty; rejects when `child` ends first or `ms` have passed. */
+export function fileAppears(path, child, ms) {
   return new Promise((ok, bad) => {
     const done = (f, v) => { watcher.close(); clearTimeout(timer); child.off('exit', ended); f(v); };
-    const look = () => { if (existsSync(path)) done(ok); };
+    const look = () => { if (statSync(path, { throwIfNoEntry: false })?.size) done(ok); };
     const ended = (code, signal) => done(bad, new Error(`process ended first: ${code ?? signal}`));
     const watcher = watch(dirname(path), look);
     const timer = setTimeout(() => done(bad, new Error(`${path} did not appear in ${ms} ms`)), ms);
@@ -150,20 +151,28 @@ export async function startBrowser() {
 // screen: 48 x 2 square blocks, 96 bits, see device-sim's documentation.
 export function inPage() {
   const W = 48;
-  // The player keeps its connections to itself; statistics are asked of them here.
+  // The player keeps its connections to itself; statistics are asked of them here. A connection is
+  // `gone` when the player has closed it, which it does after its goodbye to the router.
   const peers = [];
   const Native = RTCPeerConnection;
-  globalThis.RTCPeerConnection = class extends Native {
+  window.RTCPeerConnection = class extends Native {
     constructor(...args) {
       super(...args);
+      this.gone = new Promise((ok) => { this.isGone = ok; });
       peers.push(this);
     }
+    close() {
+      super.close();
+      this.isGone();
+    }
+  };
+  const peerOf = (v) => {
+    const [track] = v.srcObject.getVideoTracks();
+    return peers.find((p) => p.getReceivers().some((r) => r.track === track));
   };
   // The statistics of the video that `v` shows: the inbound stream's.
   const inbound = async (v) => {
-    const [track] = v.srcObject.getVideoTracks();
-    const peer = peers.find((p) => p.getReceivers().some((r) => r.track === track));
-    for (const s of (await peer.getStats()).values()) {
+    for (const s of (await peerOf(v).getStats()).values()) {
       if (s.type === 'inbound-rtp' && s.kind === 'video') return { ...s };
     }
     return null;
@@ -285,7 +294,7 @@ export function inPage() {
     r.stats = Object.fromEntries(counts.map((c) => [c, two[c] === undefined ? null : two[c] - (one[c] ?? 0)]));
     return r;
   };
-  globalThis.probe = { strip, ageMs, video, frameWhere, dot, inbound, seen, watch };
+  window.probe = { strip, ageMs, video, frameWhere, dot, peerOf, watch };
 }
 
 /** Opens the demo's page with the probe installed and waits for a moving, readable picture. */
@@ -307,6 +316,31 @@ export async function openPage(browser, url, { viewport = { width: 1280, height:
 export function percentile(values, p) {
   const s = [...values].sort((a, b) => a - b);
   return s.length ? s[Math.min(s.length - 1, Math.floor((p / 100) * s.length))] : NaN;
+}
+
+/**
+ * What `probe.watch` saw of one viewer behind loss, against what it saw of one without: every
+ * picture readable, in order, and to the pixel the same; `complete` of them decoded. Prints it all.
+ */
+export function assertUnharmed(name, clean, lossy, complete, more = {}) {
+  const compared = Object.keys(lossy.pictures).filter((n) => n in clean.pictures);
+  const corrupt = compared.filter((n) => lossy.pictures[n] !== clean.pictures[n]);
+  const drawn = lossy.last - lossy.first + 1;
+  const { stats } = lossy;
+  const age = (p) => Math.round(percentile(lossy.ages, p));
+  figure(name, {
+    seconds: Number(lossy.seconds.toFixed(1)), drawn, decoded: stats.framesDecoded, shown: lossy.shown,
+    unreadable: lossy.unreadable, backwards: lossy.backwards.length, compared: compared.length, corrupt: corrupt.length,
+    age_ms_p50: age(50), age_ms_p95: age(95), longest_gap_ms: lossy.gap_ms, stats, ...more,
+  });
+  assert.equal(lossy.unreadable, 0, 'pictures without a readable strip');
+  assert.deepEqual(lossy.backwards, [], 'pictures out of order');
+  assert.deepEqual(corrupt, [], 'pictures that differ from those of the viewer without loss');
+  // A busy page does not look at every picture.
+  assert.ok(compared.length >= drawn / 4, `${compared.length} of ${drawn} pictures were seen by both`);
+  // The last pictures drawn may not be decoded yet.
+  assert.ok(stats.framesDecoded >= complete * drawn - 3, `${stats.framesDecoded} of ${drawn} pictures decoded`);
+  assert.deepEqual([clean.unreadable, clean.stats.nackCount, clean.stats.pliCount], [0, 0, 0], 'the viewer without loss');
 }
 
 /** Keeps a figure for SPECIFICATION.md: prints it and appends it to the artefacts. */

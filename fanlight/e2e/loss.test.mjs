@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { after, afterEach, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { figure, metrics, openPage, percentile, startBrowser, startDemo, startRelay } from './lib.mjs';
+import { assertUnharmed, figure, metrics, openPage, percentile, startBrowser, startDemo, startRelay } from './lib.mjs';
 
 const SECONDS = Number(process.env.E2E_LOSS_SECONDS ?? 6);
 const FPS = 30;
@@ -17,6 +17,12 @@ const RTT_MS = 40;
 const run = promisify(execFile);
 const python = process.env.E2E_PYTHON ?? 'python3';
 const client = join(dirname(fileURLToPath(import.meta.url)), 'whep_client.py');
+
+// What the router counted between two looks at its metrics.
+const COUNTED = ['nacks', 'repairs_sent', 'nacks_unknown', 'nacks_denied', 'frames_thinned', 'frames_skipped',
+  'pressure_stopped', 'pressure_silenced', 'viewers_lagged', 'keyframes_wanted', 'keyframes_from_cache', 'keyframe_requests'];
+const difference = (before, after) => Object.fromEntries(COUNTED.map((n) => [n, `fanlight_router_${n}_total`])
+  .map(([n, name]) => [n, (after[name] ?? 0) - (before[name] ?? 0)]));
 
 // Loss in percent; the part of pictures that must come through; freezes a second, and the part of
 // the time that they may take. A repair that is lost itself costs the browser a second try, later.
@@ -59,37 +65,23 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
         (ms) => Promise.all([0, 1].map((i) => probe.watch(probe.video(i), ms))), SECONDS * 1000,
       );
       const after = await metrics(demo.ready.metrics_url);
-      await removePlayer();
-      const router = (name) => (after[`fanlight_router_${name}_total`] ?? 0) - (before[`fanlight_router_${name}_total`] ?? 0);
-      const compared = Object.keys(lossy.pictures).filter((n) => n in clean.pictures);
-      const corrupt = compared.filter((n) => lossy.pictures[n] !== clean.pictures[n]);
-      const drawn = lossy.last - lossy.first + 1;
+      const errors = await removePlayer();
+      const router = difference(before, after);
       const { stats, seconds } = lossy;
-      figure(`loss_${loss}_percent`, {
-        seconds: Number(seconds.toFixed(1)), drawn, decoded: stats.framesDecoded, shown: lossy.shown,
-        unreadable: lossy.unreadable, backwards: lossy.backwards.length, compared: compared.length, corrupt: corrupt.length,
-        age_ms_p50: Math.round(percentile(lossy.ages, 50)), age_ms_p95: Math.round(percentile(lossy.ages, 95)), longest_gap_ms: lossy.gap_ms,
-        stats, relay: await relay.lost(),
-        router: Object.fromEntries(['nacks', 'repairs_sent', 'frames_thinned', 'keyframes_wanted', 'keyframe_requests'].map((n) => [n, router(n)])),
+      assertUnharmed(`loss_${loss}_percent`, clean, lossy, complete, {
+        relay: await relay.lost(), router,
       });
-      // What is shown: readable, in order, and to the pixel what a viewer without loss is shown.
-      assert.equal(lossy.unreadable, 0, 'pictures without a readable strip');
-      assert.deepEqual(lossy.backwards, [], 'pictures out of order');
-      assert.deepEqual(corrupt, [], 'pictures that differ from those of the viewer without loss');
-      assert.ok(compared.length >= drawn / 2, `${compared.length} of ${drawn} pictures were seen by both`);
+      assert.deepEqual(errors, [], 'the connection held');
       // That it was lost and repaired.
       assert.ok(stats.packetsLost > 0 && stats.nackCount > 0, 'there was loss, and the browser asked');
       assert.ok(stats.retransmittedPacketsReceived > 0, 'repairs arrived');
-      assert.ok(router('nacks') > 0 && router('repairs_sent') > 0, 'the router knows');
-      // That nothing else was needed. The last pictures drawn may not be decoded yet.
-      assert.ok(stats.framesDecoded >= complete * drawn - 3, `${stats.framesDecoded} of ${drawn} pictures decoded`);
+      assert.ok(router.nacks > 0 && router.repairs_sent > 0, 'the router knows');
+      // That nothing else was needed.
       assert.equal(stats.pliCount, 0, 'keyframes that the browser asked for');
-      assert.equal(router('keyframe_requests'), 0, 'keyframes that the device was asked for');
-      assert.equal(router('frames_thinned'), 0, 'the path is wide enough for all pictures');
+      assert.equal(router.keyframe_requests, 0, 'keyframes that the device was asked for');
+      assert.equal(router.frames_thinned, 0, 'the path is wide enough for all pictures');
       assert.ok(stats.freezeCount <= 1 + freezes * seconds, `${stats.freezeCount} freezes`);
       assert.ok(stats.totalFreezesDuration <= 0.3 + frozen * seconds, `frozen for ${stats.totalFreezesDuration} s`);
-      // And that the viewer without loss had none.
-      assert.deepEqual([clean.unreadable, clean.stats.nackCount, clean.stats.pliCount], [0, 0, 0]);
     });
   }
 
@@ -102,20 +94,23 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
     }
     figure('late_joiner_with_loss', joins);
     const median = (what) => percentile(joins.map((j) => j[what]), 50);
-    // Keyframes are two seconds apart: sixty pictures, of which a joiner may need to see a few.
-    assert.ok(joins.every((j) => j.old_pictures <= 6), JSON.stringify(joins));
+    // Keyframes are two seconds apart. A joiner who were shown the past would see all the pictures
+    // that it is behind by at first.
+    const sum = (what) => joins.reduce((n, j) => n + j[what], 0);
+    assert.ok(sum('old_pictures') <= sum('first_behind') / 3, JSON.stringify(joins));
     assert.ok(median('current_ms') - median('first_ms') <= 200, JSON.stringify(joins));
   });
 
   for (const { loss } of PATHS) {
     test(`aiortc decodes every picture through ${loss} % loss`, async () => {
+      const before = await metrics(demo.ready.metrics_url);
       const whep = await through(loss);
       const { stdout } = await run(python, [client, 'strips', whep, demo.ready.join_token, String(FPS * Math.ceil(SECONDS / 2))]);
       const r = JSON.parse(stdout);
-      figure(`aiortc_loss_${loss}_percent`, { ...r, relay: await relay.lost() });
+      const after = await metrics(demo.ready.metrics_url);
+      figure(`aiortc_loss_${loss}_percent`, { ...r, relay: await relay.lost(), router: difference(before, after) });
       assert.deepEqual([r.unreadable, r.not_increasing], [0, 0]);
-      // The first picture may be followed by newer ones only.
-      assert.ok(r.frames >= 0.995 * r.drawn - 3, `${r.frames} of ${r.drawn} pictures`);
+          assert.ok(r.frames >= 0.995 * r.drawn - 3, `${r.frames} of ${r.drawn} pictures`);
       assert.ok((await relay.lost()).down > 0, 'there was loss');
     });
   }
@@ -128,16 +123,23 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
       el.setAttribute('token', document.querySelector('fanlight-player').getAttribute('token'));
       el.setAttribute('autoplay', '');
       el.style.cssText = 'position:fixed;right:0;bottom:0;width:180px;height:320px';
+      el.errors = [];
+      el.addEventListener('error', (e) => el.errors.push(e.detail.message));
       document.body.append(el);
       await probe.frameWhere(el.video, (v) => probe.strip(v), 15_000);
     }, whep);
   }
 
-  // Takes it away and waits until the router knows.
-  async function removePlayer() {
-    const left = page.waitForResponse((r) => r.request().method() === 'DELETE');
-    await page.evaluate(() => document.querySelectorAll('fanlight-player')[1].remove());
-    await left;
+  // Takes it away, and waits until it has said goodbye to the router, for which the relay must be
+  // there; gives the errors that it told of.
+  function removePlayer() {
+    return page.evaluate(async () => {
+      const el = document.querySelectorAll('fanlight-player')[1];
+      const { gone } = probe.peerOf(el.video);
+      el.remove();
+      await gone;
+      return el.errors ?? [];
+    });
   }
 });
 
