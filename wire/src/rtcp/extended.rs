@@ -30,7 +30,8 @@ impl ExtendedReport {
             })?;
             if head[0] == RECEIVER_REFERENCE_TIME && need == 8 {
                 let (high, low) = (word(block, 0), word(block, 4));
-                reference_time.get_or_insert(u64::from(high) << 32 | u64::from(low));
+                let ntp = u64::from(high) << 32 | u64::from(low);
+                reference_time = reference_time.or(Some(ntp));
             }
             rest = after;
         }
