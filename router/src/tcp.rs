@@ -256,7 +256,8 @@ impl TcpSide {
             self.close(former, Closed::ByPeer);
         }
         let same_ip = self.per_ip.get(&peer.ip()).copied().unwrap_or(0);
-        let is_full = self.by_peer.len() >= self.connections_max || same_ip >= CONNECTIONS_PER_IP_MAX;
+        let is_full =
+            self.by_peer.len() >= self.connections_max || same_ip >= CONNECTIONS_PER_IP_MAX;
         if is_full || !self.set_up(&mut connection) {
             self.counts.turned_away += 1;
             return;
