@@ -16,7 +16,7 @@
 //! | `spread_50_to_2000` | greatest difference from the mean of the figures of 50 and more viewers, as a part of it |
 //! | `allocations_per_packet`, `allocations_per_packet_with_feedback` | at 200 viewers: taking in frames, sealing, sending, receiving and reading feedback |
 //! | `timer_allocations_per_viewer_s` | those of the protocol library's timers, which are not per packet |
-//! | `receive_ns_per_datagram` | receiving small datagrams, unread |
+//! | `receive_ns_per_datagram`, `look_ns` | receiving small datagrams, unread; looking at an empty socket, as after each batch |
 //! | `rival_ns_per_packet`, `ratio_of_rival` | str0m's RTP mode with one `sendto` per packet at 200 viewers, and how many times more that is |
 //! | `shards_speedup` | packets per second of two pinned shards over those of one; null with one CPU |
 //! | `smoke` | true: not measured, only shown to run |
@@ -65,7 +65,7 @@ fn main() -> Result<()> {
     let mut floor = Floor::new(&sinks.addresses[..at])?;
     let mut rival = Rival::new(&sinks, at)?;
     let mut mute = Rig::muted(&sinks, at)?;
-    let mut inlet = Inlet::new(&sinks)?;
+    let (mut inlet, mut empty) = (Inlet::new(&sinks)?, Inlet::new(&sinks)?);
     let mut rigs: Vec<(&str, RefCell<Rig<'_>>)> = Vec::new();
     let wanted = |(n, name): &(usize, &str)| *n <= most && name.contains(&args.only);
     for (viewers, name) in CROWDS.into_iter().filter(wanted) {
@@ -79,6 +79,7 @@ fn main() -> Result<()> {
         ("compute", Box::new(|| mute.work())),
         ("rival", Box::new(|| rival.work())),
     ];
+    entries.push(("look", Box::new(|| empty.look())));
     if has_feedback {
         entries.push(("receive", Box::new(|| inlet.work())));
     }
@@ -144,6 +145,7 @@ fn object(
         "allocations_per_packet_with_feedback": allocations.get(1).map(|a| a.per_packet),
         "timer_allocations_per_viewer_s": allocations.first().map(|a| a.timers_per_viewer_s),
         "receive_ns_per_datagram": value(best("receive")),
+        "look_ns": value(best("look")),
         "rival_ns_per_packet": value(best("rival")),
         "ratio_of_rival": ratio(best("rival"), best("200")),
         "shards_speedup": speedup.map(|s| report::round_to(s, 1_000.0)),

@@ -197,7 +197,8 @@ fn numbers(object: &Object, prefix: &str, found: &mut impl FnMut(String, f64)) {
         let path = format!("{prefix}{name}");
         match value {
             Value::Object(inner) => numbers(inner, &format!("{path}."), &mut *found),
-            Value::Number(n) => found(path, n.as_f64().unwrap_or(f64::NAN)),
+            // Whole numbers are settings.
+            Value::Number(n) if n.is_f64() => found(path, n.as_f64().unwrap_or(f64::NAN)),
             _ => {}
         }
     }
@@ -208,7 +209,6 @@ fn replace(object: &mut Object, prefix: &str, figures: &BTreeMap<String, f64>) {
         let path = format!("{prefix}{name}");
         match value {
             Value::Object(inner) => replace(inner, &format!("{path}."), figures),
-            // Whole numbers are settings, the same in each run, and stay whole.
             Value::Number(n) if n.is_f64() => {
                 if let Some(figure) = figures.get(&path) {
                     *value = json!(figure);

@@ -22,6 +22,10 @@ pub(super) const DATAGRAM_BYTES_MAX: usize = 2_048;
 const STRIDE_WITH_GRO: usize = 65_536 + 5 * 64;
 const STRIDE_WITHOUT: usize = DATAGRAM_BYTES_MAX + 64;
 
+/// Messages asked for when nothing says that many wait: a look at an empty socket is the most
+/// frequent call, and preparing for each message has its price.
+const MESSAGES_AT_FIRST: usize = 4;
+
 /// Totals since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct IngressCounts {
@@ -43,6 +47,8 @@ pub(super) struct BatchReceiver {
     stride: usize,
     one_by_one: bool,
     messages: [Received; RECEIVE_MESSAGES_MAX],
+    /// Messages to ask for next.
+    ask: usize,
     /// Messages in the buffer.
     filled: usize,
     /// The message that is being handed out, and where in it.
@@ -68,6 +74,7 @@ impl BatchReceiver {
             stride,
             one_by_one,
             messages: [Received::NONE; RECEIVE_MESSAGES_MAX],
+            ask: MESSAGES_AT_FIRST,
             filled: 0,
             at: 0,
             offset: 0,
@@ -131,16 +138,20 @@ impl BatchReceiver {
                     1
                 })
             } else {
-                let fd = socket.as_fd();
-                kernel::receive_messages(fd, &mut self.buffer, self.stride, &mut self.messages)
+                let out = &mut self.messages[..self.ask];
+                kernel::receive_messages(socket.as_fd(), &mut self.buffer, self.stride, out)
             };
             match got {
-                Ok(0) => return Ok(false),
                 Ok(messages) => {
+                    let all = messages == self.ask;
+                    self.ask = if all { RECEIVE_MESSAGES_MAX } else { MESSAGES_AT_FIRST };
                     self.filled = messages;
-                    return Ok(true);
+                    return Ok(messages > 0);
                 }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.ask = MESSAGES_AT_FIRST;
+                    return Ok(false);
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }

@@ -112,6 +112,18 @@ fn empty_datagrams_are_passed_over() {
 }
 
 #[test]
+fn many_that_wait_are_taken_in_few_calls() {
+    let socket = socket("127.0.0.1:0");
+    let mut receiver = BatchReceiver::new(&socket);
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..4 + 3 * RECEIVE_MESSAGES_MAX {
+        sender.send_to(b"one of many", socket.local_addr().unwrap()).unwrap();
+    }
+    assert_eq!(take(&mut receiver, &socket).len(), 4 + 3 * RECEIVE_MESSAGES_MAX);
+    assert_eq!(receiver.counts().calls, 5, "one small, three full, one in vain");
+}
+
+#[test]
 fn an_empty_socket_does_not_wait() {
     let socket = socket("127.0.0.1:0");
     for mut receiver in each_way(&socket) {
