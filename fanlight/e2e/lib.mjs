@@ -2,9 +2,10 @@
 // machine-readable strip and touch dots from decoded pixels. Not a test itself.
 // Invariant: everything it starts is stopped by the returned `stop`, also when a test fails.
 
+import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, watch, mkdirSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, statSync, watch, mkdirSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -23,11 +24,11 @@ export function tempDir() {
   return mkdtempSync(join(tmpdir(), 'fanlight-e2e-'));
 }
 
-/** Resolves when `path` exists; rejects when `child` ends first or `ms` have passed. */
-function fileAppears(path, child, ms) {
+/** Resolves when `path` exists and is not empty; rejects when `child` ends first or `ms` have passed. */
+export function fileAppears(path, child, ms) {
   return new Promise((ok, bad) => {
     const done = (f, v) => { watcher.close(); clearTimeout(timer); child.off('exit', ended); f(v); };
-    const look = () => { if (existsSync(path)) done(ok); };
+    const look = () => { if (statSync(path, { throwIfNoEntry: false })?.size) done(ok); };
     const ended = (code, signal) => done(bad, new Error(`process ended first: ${code ?? signal}`));
     const watcher = watch(dirname(path), look);
     const timer = setTimeout(() => done(bad, new Error(`${path} did not appear in ${ms} ms`)), ms);
@@ -90,6 +91,47 @@ export async function waitReady(proc, readyPath, ms = 30_000) {
   return JSON.parse(readFileSync(readyPath, 'utf8'));
 }
 
+/**
+ * A bad network in front of a router: `fanlight loadtest relay`. `loss` in percent, each way.
+ * `via(url)` is the WHEP address that leads through it; `lost()` what it lost towards viewers and
+ * from them so far.
+ */
+export async function startRelay(whepUrl, { loss = 0, rttMs = 40 } = {}) {
+  const dir = tempDir();
+  const readyPath = join(dir, 'ready.json');
+  const proc = startProcess(['loadtest', 'relay', '--upstream', new URL(whepUrl).origin,
+    '--loss-percent', String(loss), '--rtt-ms', String(rttMs), '--ready-json', readyPath]);
+  const stop = async () => {
+    const code = await proc.stop();
+    rmSync(dir, { recursive: true, force: true });
+    return code;
+  };
+  let ready;
+  try {
+    ready = await waitReady(proc, readyPath);
+  } catch (e) {
+    await stop();
+    throw e;
+  }
+  const via = (url) => { const u = new URL(url); return ready.url + u.pathname + u.search; };
+  const lost = async () => {
+    const paths = await (await fetch(`${ready.url}/-/counts`)).json();
+    const sum = (way, what) => paths.reduce((n, p) => n + p[way][what], 0);
+    return { down: sum('down', 'lost'), down_of: sum('down', 'taken'), up: sum('up', 'lost'), up_of: sum('up', 'taken') };
+  };
+  return { ...proc, via, lost, stop };
+}
+
+/** Counters and gauges of a process: { name: sum over labels }. */
+export async function metrics(url) {
+  const sums = {};
+  for (const line of (await (await fetch(url)).text()).split('\n')) {
+    const m = /^([a-z0-9_]+)(?:\{[^}]*\})? ([0-9.e+-]+)$/.exec(line);
+    if (m) sums[m[1]] = (sums[m[1]] ?? 0) + Number(m[2]);
+  }
+  return sums;
+}
+
 /** Starts Debian's Chromium, headless, with nothing that looks outside this machine. */
 export async function startBrowser() {
   return chromium.launch({
@@ -105,10 +147,36 @@ export async function startBrowser() {
   });
 }
 
-// Runs inside the page. Reads the strip that the simulated device draws at the top of its
+// Runs inside the page, Chromium's or Firefox's. Reads the strip that the simulated device draws at the top of its
 // screen: 48 x 2 square blocks, 96 bits, see device-sim's documentation.
-function inPage() {
+export function inPage() {
   const W = 48;
+  // The player keeps its connections to itself; statistics are asked of them here. A connection is
+  // `gone` when the player has closed it, which it does after its goodbye to the router.
+  const peers = [];
+  const Native = RTCPeerConnection;
+  window.RTCPeerConnection = class extends Native {
+    constructor(...args) {
+      super(...args);
+      this.gone = new Promise((ok) => { this.isGone = ok; });
+      peers.push(this);
+    }
+    close() {
+      super.close();
+      this.isGone();
+    }
+  };
+  const peerOf = (v) => {
+    const [track] = v.srcObject.getVideoTracks();
+    return peers.find((p) => p.getReceivers().some((r) => r.track === track));
+  };
+  // The statistics of the video that `v` shows: the inbound stream's.
+  const inbound = async (v) => {
+    for (const s of (await peerOf(v).getStats()).values()) {
+      if (s.type === 'inbound-rtp' && s.kind === 'video') return { ...s };
+    }
+    return null;
+  };
   const canvas = document.createElement('canvas');
   const ctx = canvas.getContext('2d', { willReadFrequently: true });
   const crc8 = (bytes) => {
@@ -122,11 +190,13 @@ function inPage() {
   const strip = (video) => {
     const w = video.videoWidth;
     if (!w) return null;
-    const side = w / W;
-    const h = Math.ceil(side * 2);
+    const h = Math.ceil(w / W * 2);
     if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
     ctx.drawImage(video, 0, 0, w, h, 0, 0, w, h);
-    const px = ctx.getImageData(0, 0, w, h).data;
+    return read(ctx.getImageData(0, 0, w, h).data, w);
+  };
+  const read = (px, w) => {
+    const side = w / W;
     const bytes = new Uint8Array(12);
     for (let i = 0; i < 96; i++) {
       const x = Math.floor(((i % W) + 0.5) * side);
@@ -170,7 +240,61 @@ function inPage() {
     }
     return n > 40 ? { x: sx / n, y: sy / n, n, w, h } : null;
   };
-  globalThis.probe = { strip, ageMs, video, frameWhere, dot };
+  // The strip and a hash of the whole picture (every fourth pixel of every fourth line), both of
+  // the same frame: it is drawn once.
+  const whole = document.createElement('canvas');
+  const wctx = whole.getContext('2d', { willReadFrequently: true });
+  const seen = (v) => {
+    const w = v.videoWidth, h = v.videoHeight;
+    if (whole.width !== w || whole.height !== h) { whole.width = w; whole.height = h; }
+    wctx.drawImage(v, 0, 0, w, h);
+    const { data } = wctx.getImageData(0, 0, w, h);
+    const s = read(data, w);
+    if (!s) return null;
+    const px = new Uint32Array(data.buffer);
+    let hash = 0x811c9dc5;
+    for (let y = 0; y < h; y += 4) for (let x = 0; x < w; x += 4) hash = Math.imul(hash ^ px[y * w + x], 0x01000193);
+    return { ...s, hash: hash >>> 0 };
+  };
+  // Watches a video for `ms`: what is shown, in which order, how old. The statistics are those of
+  // the time between the first and the last picture seen.
+  const watch = async (v, ms) => {
+    const r = { shown: 0, unreadable: 0, backwards: [], first: null, last: null, gap_ms: 0, ages: [], pictures: {} };
+    let before = null, at = performance.now();
+    const start = at;
+    await new Promise((ok) => {
+      // A video that shows nothing more must not hold up the test.
+      const timer = setTimeout(ok, ms + 1_000);
+      const step = () => {
+        const now = performance.now();
+        r.gap_ms = Math.max(r.gap_ms, now - at);
+        at = now;
+        before ??= inbound(v);
+        const s = seen(v);
+        r.shown++;
+        if (!s) r.unreadable++;
+        else {
+          if (r.last !== null && s.frame < r.last) r.backwards.push([r.last, s.frame]);
+          r.first ??= s.frame;
+          r.last = s.frame;
+          r.ages.push(ageMs(s));
+          r.pictures[s.frame] = s.hash;
+        }
+        if (now - start < ms) v.requestVideoFrameCallback(step);
+        else { clearTimeout(timer); ok(); }
+      };
+      v.requestVideoFrameCallback(step);
+    });
+    const end = performance.now();
+    r.gap_ms = Math.round(Math.max(r.gap_ms, end - at));
+    r.seconds = (end - start) / 1000;
+    const [one, two] = [(await before) ?? {}, await inbound(v)];
+    const counts = ['packetsReceived', 'packetsLost', 'retransmittedPacketsReceived', 'nackCount', 'pliCount', 'firCount',
+      'framesDecoded', 'framesDropped', 'freezeCount', 'totalFreezesDuration'];
+    r.stats = Object.fromEntries(counts.map((c) => [c, two[c] === undefined ? null : two[c] - (one[c] ?? 0)]));
+    return r;
+  };
+  window.probe = { strip, ageMs, video, frameWhere, dot, peerOf, watch };
 }
 
 /** Opens the demo's page with the probe installed and waits for a moving, readable picture. */
@@ -192,6 +316,31 @@ export async function openPage(browser, url, { viewport = { width: 1280, height:
 export function percentile(values, p) {
   const s = [...values].sort((a, b) => a - b);
   return s.length ? s[Math.min(s.length - 1, Math.floor((p / 100) * s.length))] : NaN;
+}
+
+/**
+ * What `probe.watch` saw of one viewer behind loss, against what it saw of one without: every
+ * picture readable, in order, and to the pixel the same; `complete` of them decoded. Prints it all.
+ */
+export function assertUnharmed(name, clean, lossy, complete, more = {}) {
+  const compared = Object.keys(lossy.pictures).filter((n) => n in clean.pictures);
+  const corrupt = compared.filter((n) => lossy.pictures[n] !== clean.pictures[n]);
+  const drawn = lossy.last - lossy.first + 1;
+  const { stats } = lossy;
+  const age = (p) => Math.round(percentile(lossy.ages, p));
+  figure(name, {
+    seconds: Number(lossy.seconds.toFixed(1)), drawn, decoded: stats.framesDecoded, shown: lossy.shown,
+    unreadable: lossy.unreadable, backwards: lossy.backwards.length, compared: compared.length, corrupt: corrupt.length,
+    age_ms_p50: age(50), age_ms_p95: age(95), longest_gap_ms: lossy.gap_ms, stats, ...more,
+  });
+  assert.equal(lossy.unreadable, 0, 'pictures without a readable strip');
+  assert.deepEqual(lossy.backwards, [], 'pictures out of order');
+  assert.deepEqual(corrupt, [], 'pictures that differ from those of the viewer without loss');
+  // A busy page does not look at every picture.
+  assert.ok(compared.length >= drawn / 4, `${compared.length} of ${drawn} pictures were seen by both`);
+  // The last pictures drawn may not be decoded yet.
+  assert.ok(stats.framesDecoded >= complete * drawn - 3, `${stats.framesDecoded} of ${drawn} pictures decoded`);
+  assert.deepEqual([clean.unreadable, clean.stats.nackCount, clean.stats.pliCount], [0, 0, 0], 'the viewer without loss');
 }
 
 /** Keeps a figure for SPECIFICATION.md: prints it and appends it to the artefacts. */

@@ -1,6 +1,7 @@
 """A WHEP viewer made of aiortc alone: a client that this project did not write.
 
 Usage: whep_client.py decode URL TOKEN FRAMES   joins, decodes FRAMES frames, leaves
+       whep_client.py strips URL TOKEN FRAMES   the same, and reads the strip in each
        whep_client.py churn URL TOKEN COUNT     joins and leaves COUNT times, a frame each
 Prints one JSON object; exits non-zero when a step fails.
 """
@@ -15,8 +16,28 @@ import aiohttp
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
 
-async def watch(http, url, token, frames):
-    """Joins, decodes `frames` frames, leaves; returns (width, height, seconds to the first frame)."""
+def strip(frame):
+    """The number that the simulated device drew into this picture; None: it cannot be read."""
+    plane = frame.planes[0]
+    luma, side = memoryview(plane), frame.width / 48
+    bits = 0
+    for i in range(96):
+        x, y = int((i % 48 + 0.5) * side), int((i // 48 + 0.5) * side)
+        bits = bits << 1 | (luma[y * plane.line_size + x] > 128)
+    data = bits.to_bytes(12, "big")
+    crc = 0
+    for byte in data[:10]:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ 0x07) & 0xFF if crc & 0x80 else crc << 1 & 0xFF
+    if data[0] != 0xA5 or data[11] != 0x5A or data[10] != crc:
+        return None
+    return int.from_bytes(data[1:4], "big")
+
+
+async def watch(http, url, token, frames, each=lambda frame: None):
+    """Joins, decodes `frames` frames and gives them to `each`, leaves; returns (width, height,
+    seconds to the first frame)."""
     pc = RTCPeerConnection()
     pc.addTransceiver("video", direction="recvonly")
     done = asyncio.get_running_loop().create_future()
@@ -29,6 +50,7 @@ async def watch(http, url, token, frames):
             for _ in range(frames):
                 frame = await track.recv()
                 first = first or time.monotonic() - started
+                each(frame)
             return frame.width, frame.height, first
 
         task = asyncio.ensure_future(run())
@@ -48,7 +70,7 @@ async def watch(http, url, token, frames):
             assert r.headers["Content-Type"].startswith("application/sdp"), r.headers
             session = urljoin(url, r.headers["Location"])
         await pc.setRemoteDescription(RTCSessionDescription(sdp=body, type="answer"))
-        return await asyncio.wait_for(done, 30)
+        return await asyncio.wait_for(done, 30 + frames / 10)
     finally:
         if session:
             async with http.delete(session, headers=headers) as r:
@@ -62,6 +84,17 @@ async def main():
         if mode == "decode":
             w, h, first = await watch(http, url, token, count)
             print(json.dumps({"frames": count, "width": w, "height": h, "first_frame_s": round(first, 3)}))
+        elif mode == "strips":
+            numbers = []
+            _, _, first = await watch(http, url, token, count, lambda frame: numbers.append(strip(frame)))
+            read = [n for n in numbers if n is not None]
+            print(json.dumps({
+                "frames": count,
+                "unreadable": numbers.count(None),
+                "not_increasing": sum(a >= b for a, b in zip(read, read[1:])),
+                "drawn": read[-1] - read[0] + 1 if read else 0,
+                "first_frame_s": round(first, 3),
+            }))
         else:
             times = [(await watch(http, url, token, 1))[2] for _ in range(count)]
             times.sort()

@@ -327,7 +327,7 @@ fn a_compound_packet_is_walked_to_its_end_or_its_first_fault() {
             Packet::Nack(_),
             Packet::Pli { .. },
             Packet::TransportCc(_),
-            Packet::Other { packet_type: 207 }
+            Packet::ExtendedReport(_)
         ]
     ));
     compound.extend_from_slice(&[0x40, 201, 0, 0, 0x80, 203, 0, 0]);
@@ -405,4 +405,37 @@ proptest! {
         let Packet::Nack(nack) = one(&out) else { panic!() };
         prop_assert_eq!(nack.sequences().collect::<Vec<_>>(), missing);
     }
+}
+
+#[test]
+fn a_question_for_the_round_trip_is_read_among_other_blocks() {
+    let mut bytes = Vec::new();
+    write_reference_time(Ssrc(7), 0x0102_0304_0506_0708, &mut bytes);
+    assert_eq!(
+        bytes,
+        [0x80, 207, 0, 4, 0, 0, 0, 7, 4, 0, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8],
+        "RFC 3611, 4.4"
+    );
+    // A block of another kind before it, and one after.
+    let mut more = vec![0x80, 207, 0, 8, 0, 0, 0, 7, 9, 0, 0, 1, 0, 0, 0, 0];
+    more.extend(&bytes[8..]);
+    more.extend([1, 0, 0, 1, 0, 0, 0, 0]);
+    for (bytes, found) in [(&bytes, true), (&more, true)] {
+        let Some(Ok(Packet::ExtendedReport(report))) = packets(bytes).next() else {
+            panic!("an extended report")
+        };
+        assert_eq!(report.sender, Ssrc(7));
+        assert_eq!(report.reference_time.is_some(), found);
+    }
+    // A block longer than the packet is an error, and an answer is no question.
+    let mut cut = bytes.clone();
+    cut[11] = 3;
+    assert!(matches!(packets(&cut).next(), Some(Err(RtcpError::Truncated { .. }))));
+    let mut answer = Vec::new();
+    write_delay_since_reference(Ssrc(1), Ssrc(7), 2, 3, &mut answer);
+    assert_eq!(answer.len(), 24);
+    let Some(Ok(Packet::ExtendedReport(report))) = packets(&answer).next() else {
+        panic!("an extended report")
+    };
+    assert_eq!(report.reference_time, None);
 }

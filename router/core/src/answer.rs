@@ -41,7 +41,7 @@ pub(crate) fn assemble(library: &str, facts: &OfferFacts) -> String {
             Plan::InactiveAudio => inactive_audio(&mut out, section, &bodies),
             Plan::Video | Plan::Data => {
                 if let Some(body) = bodies.get(library_index) {
-                    write_body(&mut out, section, body);
+                    write_body(&mut out, facts, section, body);
                 }
                 library_index += 1;
             }
@@ -81,7 +81,8 @@ fn write_session(out: &mut String, session: &[&str], facts: &OfferFacts) {
     }
 }
 
-fn write_body(out: &mut String, section: &Section, body: &[&str]) {
+fn write_body(out: &mut String, facts: &OfferFacts, section: &Section, body: &[&str]) {
+    let has_round_trip = section.plan == Plan::Video && facts.round_trip;
     let stand_in = format!("a=mid:{}", library_mid(section).0);
     for text in body {
         if text.starts_with("a=candidate:") || text.starts_with("a=end-of-candidates") {
@@ -95,6 +96,9 @@ fn write_body(out: &mut String, section: &Section, body: &[&str]) {
         } else {
             line(out, text);
         }
+    }
+    if has_round_trip {
+        line(out, "a=rtcp-xr:rcvr-rtt=all");
     }
 }
 

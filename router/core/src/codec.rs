@@ -88,14 +88,20 @@ impl Profile {
 ///
 /// | client | offers (mode 1) | decodes High signalled as 42e01f | how we know |
 /// |---|---|---|---|
-/// | Debian Chromium 156 | 42001f, 42e01f, 4d001f, f4001f | yes | tried: a High stream from a file played |
+/// | Debian Chromium 156 | 42001f, 42e01f, 4d001f, f4001f | yes | tried: High and Main from files played |
+/// | Debian Firefox ESR 153, as it comes | none: VP8, VP9, AV1 | no | its offer is refused; neither libavcodec beside it nor `media.webrtc.hw.h264.enabled` changes the offer |
+/// | the same with its OpenH264 plugin (2.6.0), which it downloads by itself | 42e01f, 42001f | yes | tried: High and Main from files played |
+/// | aiortc 1.16 | 42001f, 42e01f | yes, but refused | tried: High and Main from files played; nothing in its request says that it is aiortc |
 /// | a client that offers Main or High 4:4:4 | 4d…, f4… | taken as yes | its decoder has CABAC, and libavcodec is behind it in all known cases |
 /// | a client that offers Constrained Baseline only | 42e01f | no | nothing tried; refused |
+///
+/// The files: 720x1280, 30 pictures a second, progressive, 4:2:0, no B-frames, with CABAC, High
+/// with the 8x8 transform. Played: every picture shown had a readable strip.
 fn decodes_beyond_offer(offered: &[OfferedH264], user_agent: Option<&str>) -> bool {
     let says_more = offered
         .iter()
         .any(|o| matches!(Profile::of(o.id[0], o.id[1]), Profile::Main | Profile::High444));
-    says_more || user_agent.is_some_and(|ua| ua.contains("Chrome/"))
+    says_more || user_agent.is_some_and(|ua| ua.contains("Chrome/") || ua.contains("Firefox/"))
 }
 
 /// Chooses the offered format for a stream. Without `stream` (no keyframe seen yet) the choice is
@@ -199,6 +205,14 @@ mod tests {
         assert_eq!(chosen(CHROMIUM, &sps(100, 0, 40)), Some(0x42_e01f));
         assert_eq!(chosen(&[0x42_e01f, 0x64_001f], &sps(100, 0, 40)), Some(0x64_001f));
         assert_eq!(chosen(&[0x42_e01f], &sps(100, 0, 40)), None, "no evidence, no guess");
+        // What Firefox offers with its plugin.
+        let offered = offer(&[0x42_e01f, 0x42_001f]);
+        let firefox = "Mozilla/5.0 (X11; Linux x86_64; rv:153.0) Gecko/20100101 Firefox/153.0";
+        let found = |profile, ua| choose(&offered, &[], Some(&sps(profile, 0, 31)), ua).ok();
+        assert_eq!(found(100, Some(firefox)).map(|o| o.id), Some([0x42, 0xe0, 0x1f]));
+        assert_eq!(found(77, Some(firefox)).map(|o| o.id), Some([0x42, 0xe0, 0x1f]));
+        assert_eq!(found(100, Some("Python/3.11 aiohttp/3.14.5")), None, "says nothing of itself");
+        assert_eq!(found(110, Some(firefox)), None, "High 10 is another decoder");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use fanlight_rtc::srtp::{RtcpOpener, RtcpSealer, RtpSealer};
-use fanlight_wire::rtp::ntp_from_unix_us;
+use fanlight_wire::rtp::{Ssrc, ntp_from_unix_us};
 
 use crate::api::{Role, Route};
 use crate::batch::{Batch, Run};
@@ -81,6 +81,9 @@ pub(crate) struct Media {
     pub(crate) octets: u64,
     pub(crate) last: Option<LastFrame>,
     pub(crate) reported_at: Option<Instant>,
+    /// A question for the round trip that waits for the next report: who asked, the middle of its
+    /// clock, and when it came, in microseconds since the core began.
+    pub(crate) asked: Option<(Ssrc, u32, u64)>,
     /// When arrival times last came, in microseconds since the core began; 0: never.
     pub(crate) heard_at_us: u64,
     pub(crate) rtcp: RtcpSealer,
@@ -122,6 +125,7 @@ impl Media {
             octets: 0,
             last: None,
             reported_at: None,
+            asked: None,
             heard_at_us: 0,
             rtcp,
             rtcp_in,

@@ -48,6 +48,12 @@ impl Media {
         rtcp::write_sender_report(source, &info, &[], &mut scratch.packet);
         // A name that does not fit is left out; the library's are short.
         let _ = rtcp::write_sdes_cname(source, &self.terms.cname, &mut scratch.packet);
+        let asked = self.asked;
+        if let Some((asker, middle, at_us)) = asked {
+            let delay_us = to.now_us.saturating_sub(at_us);
+            let delay = u32::try_from(delay_us * 65_536 / 1_000_000).unwrap_or(u32::MAX);
+            rtcp::write_delay_since_reference(source, asker, middle, delay, &mut scratch.packet);
+        }
         scratch.sealed.clear();
         let room = batch.free().len();
         if !batch.has_room() || room < scratch.packet.len() + 64 {
@@ -71,6 +77,7 @@ impl Media {
             viewer: to.viewer,
         });
         self.reported_at = Some(to.now);
+        self.asked = None;
         true
     }
 

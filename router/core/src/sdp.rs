@@ -72,6 +72,8 @@ pub(crate) struct OfferFacts {
     pub(crate) sections: Vec<Section>,
     /// Video formats in packetization mode 1, in the order of the offer.
     pub(crate) h264: Vec<OfferedH264>,
+    /// The client can be told the round trip (RFC 3611).
+    pub(crate) round_trip: bool,
     /// A line per offered video format, for a refusal.
     pub(crate) offered: Vec<String>,
     pub(crate) extensions: Extensions,
@@ -151,6 +153,7 @@ pub(crate) fn read_offer(text: &str) -> Result<OfferFacts, JoinError> {
         h264,
         offered,
         extensions: read_extensions(raw),
+        round_trip: raw.all("rtcp-xr").any(|line| line.contains("rcvr-rtt")),
     })
 }
 

@@ -3,19 +3,22 @@
 //! and never panics, and a value is given out only when all of its fields lie inside its packet, so
 //! its iterators cannot fail.
 
+mod extended;
 mod feedback;
 mod report;
 mod transport_cc;
 mod write;
 
+pub use extended::ExtendedReport;
 pub use feedback::{Fir, FirEntries, FirEntry, Nack, NackSequences, Remb};
 pub use report::{
     Bye, ReceiverReport, ReportBlock, ReportBlocks, SenderInfo, SenderReport, Sources,
 };
 pub use transport_cc::{MAX_STATUSES, PacketStatuses, TransportCc};
 pub use write::{
-    MAX_NACK_ENTRIES, MAX_SOURCES, TransportCcReport, write_bye, write_fir, write_nack, write_pli,
-    write_receiver_report, write_remb, write_sdes_cname, write_sender_report, write_transport_cc,
+    MAX_NACK_ENTRIES, MAX_SOURCES, TransportCcReport, write_bye, write_delay_since_reference,
+    write_fir, write_nack, write_pli, write_receiver_report, write_reference_time, write_remb,
+    write_sdes_cname, write_sender_report, write_transport_cc,
 };
 
 use crate::rtp::Ssrc;
@@ -26,6 +29,7 @@ const SDES: u8 = 202;
 const BYE: u8 = 203;
 const TRANSPORT_FEEDBACK: u8 = 205;
 const PAYLOAD_FEEDBACK: u8 = 206;
+const EXTENDED_REPORT: u8 = 207;
 
 /// Feedback message types (RFC 4585, section 6.1) in the five bits beside the version.
 const FMT_NACK: u8 = 1;
@@ -97,6 +101,8 @@ pub enum Packet<'a> {
     TransportCc(TransportCc<'a>),
     /// The receiver's estimate of the path.
     Remb(Remb<'a>),
+    /// Extended report: a question for the round trip, perhaps (RFC 3611).
+    ExtendedReport(ExtendedReport),
     /// Anything else: its body is not read.
     Other {
         /// Packet type.
@@ -175,6 +181,7 @@ fn parse(packet_type: u8, count: u8, body: &[u8]) -> Result<Packet<'_>, RtcpErro
         (PAYLOAD_FEEDBACK, FMT_APPLICATION) => {
             Remb::parse(body)?.map_or(Packet::Other { packet_type }, Packet::Remb)
         }
+        (EXTENDED_REPORT, _) => Packet::ExtendedReport(ExtendedReport::parse(body)?),
         _ => Packet::Other { packet_type },
     })
 }

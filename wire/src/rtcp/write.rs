@@ -5,8 +5,8 @@
 use super::report::{BLOCK_LEN, ReportBlock, SenderInfo};
 use super::transport_cc::{DELTA_UNIT_US, MAX_STATUSES};
 use super::{
-    BYE, FMT_APPLICATION, FMT_FIR, FMT_NACK, FMT_PLI, FMT_TRANSPORT_CC, PAYLOAD_FEEDBACK,
-    RECEIVER_REPORT, RtcpError, SDES, SENDER_REPORT, TRANSPORT_FEEDBACK,
+    BYE, EXTENDED_REPORT, FMT_APPLICATION, FMT_FIR, FMT_NACK, FMT_PLI, FMT_TRANSPORT_CC,
+    PAYLOAD_FEEDBACK, RECEIVER_REPORT, RtcpError, SDES, SENDER_REPORT, TRANSPORT_FEEDBACK,
 };
 use crate::rtp::Ssrc;
 
@@ -142,6 +142,36 @@ pub fn write_fir(sender: Ssrc, media: Ssrc, seq: u8, out: &mut Vec<u8>) {
         put(out, 0);
         put(out, media.0);
         put(out, u32::from(seq) << 24);
+    });
+}
+
+/// Appends an extended report that answers a receiver's question for the round trip (RFC 3611, 4.5):
+/// the middle 32 bits of the time that it said, and how long ago that came, in units of 1/65,536 s.
+pub fn write_delay_since_reference(
+    sender: Ssrc,
+    asker: Ssrc,
+    last_reference: u32,
+    delay: u32,
+    out: &mut Vec<u8>,
+) {
+    packet(0, EXTENDED_REPORT, out, |out| {
+        put(out, sender.0);
+        // Block type 5, three words.
+        put(out, 5 << 24 | 3);
+        put(out, asker.0);
+        put(out, last_reference);
+        put(out, delay);
+    });
+}
+
+/// Appends an extended report that asks for the round trip (RFC 3611, 4.4): the asker's clock as
+/// 64-bit NTP time.
+pub fn write_reference_time(sender: Ssrc, ntp: u64, out: &mut Vec<u8>) {
+    packet(0, EXTENDED_REPORT, out, |out| {
+        put(out, sender.0);
+        // Block type 4, two words.
+        put(out, 4 << 24 | 2);
+        out.extend_from_slice(&ntp.to_be_bytes());
     });
 }
 

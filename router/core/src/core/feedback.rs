@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fanlight_rtc::srtp::SrtpError;
 use fanlight_wire::rtcp::{self, Nack, Packet, ReportBlock, TransportCc};
-use fanlight_wire::rtp::{is_rtcp, ntp_from_unix_us};
+use fanlight_wire::rtp::{Ssrc, is_rtcp, ntp_from_unix_us};
 
 use super::{Core, Repair};
 use crate::api::{GoneReason, KeyframeReason};
@@ -74,6 +74,11 @@ impl Core {
                     keyframe |= fir.entries().any(|entry| self.is_source(key, entry.ssrc.0));
                 }
                 Packet::TransportCc(report) => self.arrivals(key, &report),
+                Packet::ExtendedReport(report) => {
+                    if let Some(ntp) = report.reference_time {
+                        self.round_trip_question(key, report.sender, ntp);
+                    }
+                }
                 Packet::Bye(_) => bye = true,
                 Packet::Remb(_) => self.counters.remb_ignored += 1,
                 _ => {}
@@ -84,6 +89,16 @@ impl Core {
             self.begin_close(key, GoneReason::ClosedByViewer);
         } else if keyframe {
             self.keyframe_wanted(key);
+        }
+    }
+
+    /// A viewer that sends no media cannot measure the round trip, by which it times its requests for
+    /// repairs, unless it is told (RFC 3611). The answer rides with the next sender report.
+    fn round_trip_question(&mut self, key: usize, asker: Ssrc, ntp: u64) {
+        let now_us = self.since_start_us();
+        if let Some(media) = self.viewers.get_mut(key).and_then(|v| v.hot.media.as_mut()) {
+            let middle = u32::try_from((ntp >> 16) & 0xffff_ffff).unwrap_or(0);
+            media.asked = Some((asker, middle, now_us));
         }
     }
 

@@ -27,6 +27,7 @@ const OVERUSE_MS: f64 = 10.0;
 pub(crate) struct Trend {
     /// Milliseconds of arrival since the first burst, and smoothed delay.
     points: [(f64, f64); WINDOW],
+    sums: Sums,
     seen: u32,
     first_us: i64,
     first_delay_us: i64,
@@ -43,6 +44,7 @@ impl Default for Trend {
     fn default() -> Self {
         Self {
             points: [(0.0, 0.0); WINDOW],
+            sums: Sums::default(),
             seen: 0,
             first_us: 0,
             first_delay_us: 0,
@@ -72,13 +74,25 @@ impl Trend {
         let at_ms = arrived_us.saturating_sub(self.first_us) as f64 / 1e3;
         let delay_ms = delay_us.saturating_sub(self.first_delay_us) as f64 / 1e3;
         self.smoothed += (1.0 - SMOOTHING) * (delay_ms - self.smoothed);
-        self.points[self.seen as usize % WINDOW] = (at_ms, self.smoothed);
+        let place = self.seen as usize % WINDOW;
+        let leaving = std::mem::replace(&mut self.points[place], (at_ms, self.smoothed));
         self.seen = self.seen.saturating_add(1);
+        let full = self.seen as usize > WINDOW;
+        if place == 0 {
+            // From scratch once per window, so that rounding does not add up.
+            let held = if full { WINDOW } else { 1 };
+            self.sums = Sums::of(&self.points[..held], at_ms);
+        } else {
+            self.sums.change(1.0, (at_ms, self.smoothed));
+            if full {
+                self.sums.change(-1.0, leaving);
+            }
+        }
         let passed_ms = (at_ms - self.last_ms).max(0.0);
         self.last_ms = at_ms;
         let count = (self.seen as usize).min(WINDOW);
         if count >= POINTS_MIN {
-            let slope = slope(&self.points[..count]).unwrap_or(self.slope);
+            let slope = self.sums.slope().unwrap_or(self.slope);
             self.judge(slope, passed_ms);
         }
     }
@@ -110,14 +124,76 @@ impl Trend {
     }
 }
 
-/// Least squares. `None` when all points are at one moment.
-fn slope(points: &[(f64, f64)]) -> Option<f64> {
-    let count = points.len() as f64;
-    let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), p| (x + p.0, y + p.1));
-    let (mean_x, mean_y) = (sum_x / count, sum_y / count);
-    let (over, under) = points.iter().fold((0.0, 0.0), |(over, under), p| {
-        let x = p.0 - mean_x;
-        (over + x * (p.1 - mean_y), under + x * x)
-    });
-    (under > 1e-9).then(|| over / under)
+/// Running sums of a least-squares line, with times counted from an origin among them.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sums {
+    origin: f64,
+    count: f64,
+    x: f64,
+    y: f64,
+    xx: f64,
+    xy: f64,
+}
+
+impl Sums {
+    fn of(points: &[(f64, f64)], origin: f64) -> Self {
+        let mut sums = Self { origin, ..Self::default() };
+        for point in points {
+            sums.change(1.0, *point);
+        }
+        sums
+    }
+
+    /// A point comes (1) or goes (-1).
+    fn change(&mut self, sign: f64, (at, y): (f64, f64)) {
+        let x = at - self.origin;
+        self.count += sign;
+        self.x += sign * x;
+        self.y += sign * y;
+        self.xx += sign * x * x;
+        self.xy += sign * x * y;
+    }
+
+    /// `None` when all points are at one moment.
+    fn slope(&self) -> Option<f64> {
+        let under = self.xx - self.x * self.x / self.count;
+        (under > 1e-6).then(|| (self.xy - self.x * self.y / self.count) / under)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same in two passes.
+    fn least_squares(points: &[(f64, f64)]) -> Option<f64> {
+        let count = points.len() as f64;
+        let (sum_x, sum_y) = points.iter().fold((0.0, 0.0), |(x, y), p| (x + p.0, y + p.1));
+        let (mean_x, mean_y) = (sum_x / count, sum_y / count);
+        let (over, under) = points.iter().fold((0.0, 0.0), |(over, under), p| {
+            let x = p.0 - mean_x;
+            (over + x * (p.1 - mean_y), under + x * x)
+        });
+        (under > 1e-6).then(|| over / under)
+    }
+
+    proptest! {
+        #[test]
+        fn the_running_line_is_the_line_through_the_window(
+            steps in prop::collection::vec((1_000_i64..60_000, 0_i64..400_000), 4..200),
+        ) {
+            let mut trend = Trend::default();
+            let mut at = 7_000_000_000;
+            for (step, delay) in steps {
+                at += step;
+                trend.add(at, delay);
+                let held = (trend.seen as usize).min(WINDOW);
+                let Some(expected) = least_squares(&trend.points[..held]) else { continue };
+                let found = trend.sums.slope().unwrap();
+                prop_assert!((found - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{found} {expected}");
+            }
+        }
+    }
 }

@@ -248,6 +248,34 @@ fn sender_reports_map_media_time_to_the_clock_on_the_wall() {
 }
 
 #[test]
+fn a_viewer_that_asks_is_told_the_round_trip() {
+    let (mut w, mut source, mut speaker) = watched();
+    w.clients[0].dead = true;
+    let mut plain = Vec::new();
+    rtcp::write_receiver_report(ME, &[], &mut plain);
+    rtcp::write_reference_time(ME, 0x0001_2233_4455_0000, &mut plain);
+    speaker.say(&mut w, &plain);
+    w.now += Duration::from_millis(1_500);
+    let frame = source.next(false);
+    w.core.frame(w.now, STREAM, frame);
+    let (mut batch, mut opened, mut told) = (crate::Batch::new(16, 64 * 1024), Vec::new(), None);
+    while w.core.poll_media(w.now, &mut batch) {
+        for run in batch.runs() {
+            if speaker.open.open(batch.bytes(run), &mut opened).is_ok() {
+                // Its last five words: block header, who asked, what it said, how long ago.
+                let words: Vec<u32> = opened
+                    .chunks_exact(4)
+                    .map(|w| u32::from_be_bytes(w.try_into().unwrap()))
+                    .collect();
+                told = words.last_chunk::<4>().copied();
+            }
+        }
+    }
+    let half_more = 65_536 + 32_768;
+    assert_eq!(told, Some([5 << 24 | 3, ME.0, 0x2233_4455, half_more]));
+}
+
+#[test]
 fn what_the_library_sends_as_media_never_leaves() {
     let (mut w, mut source, mut speaker) = watched();
     w.clients[0].dead = true;

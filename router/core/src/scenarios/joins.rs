@@ -11,6 +11,10 @@ use crate::{
 
 const VIDEO_DATA: &str = include_str!("../../testdata/chromium-156-video-data.sdp");
 const AUDIO_VIDEO: &str = include_str!("../../testdata/chromium-156-audio-video.sdp");
+/// Firefox as it comes: no H.264 before it has downloaded its plugin.
+const FIREFOX: &str = include_str!("../../testdata/firefox-153-video-data.sdp");
+/// Firefox with the OpenH264 plugin.
+const FIREFOX_OPENH264: &str = include_str!("../../testdata/firefox-153-openh264-video-data.sdp");
 
 fn sps(profile_idc: u8, constraint_flags: u8, level_idc: u8) -> SpsFacts {
     SpsFacts {
@@ -70,6 +74,7 @@ fn chromium_gets_a_complete_answer() {
         "a=fmtp:108 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
         "a=fmtp:109 apt=108",
         "a=extmap:5 http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
+        "a=rtcp-xr:rcvr-rtt=all",
         "a=extmap:9 urn:ietf:params:rtp-hdrext:sdes:mid",
         "a=end-of-candidates",
     ] {
@@ -85,6 +90,43 @@ fn chromium_gets_a_complete_answer() {
     assert!(video.contains(&"a=rtcp-fb:108 transport-cc"), "{sdp}");
     assert!(!sdp.contains("goog-remb"), "the old kind of estimate is not asked for: {sdp}");
     assert!(sdp.ends_with("\r\n") && !sdp.contains("\n\n"));
+}
+
+#[test]
+fn firefox_with_its_plugin_gets_a_complete_answer() {
+    let answer = answer(FIREFOX_OPENH264, Some(sps(66, 0xc0, 31))).unwrap();
+    let sdp = &answer.sdp;
+    assert_eq!(answer.profile_level_id, [0x42, 0xe0, 0x1f]);
+    let video = section(sdp, "video");
+    assert_eq!(video[0], "m=video 9 UDP/TLS/RTP/SAVPF 126 127", "mode 1, not the first in mode 0");
+    for needed in [
+        "a=sendonly",
+        "a=mid:0",
+        "a=rtcp-mux",
+        "a=setup:passive",
+        "a=rtcp-fb:126 nack",
+        "a=rtcp-fb:126 nack pli",
+        "a=rtcp-fb:126 transport-cc",
+        "a=fmtp:126 level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=42e01f",
+        "a=fmtp:127 apt=126",
+        "a=extmap:3 urn:ietf:params:rtp-hdrext:sdes:mid",
+        "a=extmap:6 http://www.webrtc.org/experiments/rtp-hdrext/playout-delay",
+    ] {
+        assert!(video.contains(&needed), "{needed} is missing in\n{sdp}");
+    }
+    // Offered with port 0 and bundle-only, which is no refusal.
+    let data = section(sdp, "application");
+    assert_eq!(data[0], "m=application 9 UDP/DTLS/SCTP webrtc-datachannel");
+    assert!(data.contains(&"a=mid:1") && data.contains(&"a=sctp-port:5000"), "{sdp}");
+    assert!(sdp.contains("a=group:BUNDLE 0 1\r\n"), "{sdp}");
+}
+
+#[test]
+fn firefox_without_its_plugin_is_refused_in_words() {
+    let refused = answer(FIREFOX, Some(sps(66, 0xc0, 31))).unwrap_err();
+    let JoinError::NoCommonCodec { offered, needed } = refused else { panic!("{refused:?}") };
+    assert_eq!(offered, ["VP8", "VP9", "AV1"]);
+    assert_eq!(needed, "H264 packetization-mode=1");
 }
 
 #[test]
