@@ -27,6 +27,9 @@ use crate::{
 
 /// Viewers with state on the router's shards.
 const VIEWERS: &str = "fanlight_router_shard_viewers";
+/// WHEP sessions made and ended.
+const OPENED: &str = "fanlight_router_sessions_opened_total";
+const CLOSED: &str = "fanlight_router_sessions_closed_total";
 /// A join that has no picture after this has failed.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Longest that a viewer who vanished may be remembered: consent runs out after half a minute.
@@ -103,7 +106,7 @@ async fn measure(
     tokio::time::sleep(SETTLE).await;
     let samples = sampler.finish().await;
     let report = lab.crowd.swarm().report(false).await?;
-    let (left_over, after) = forgotten(lab, stayers.len()).await?;
+    let (left_over, after) = forgotten(lab, stayers.len(), &before).await?;
 
     let mut findings = Findings::new(command);
     let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
@@ -119,15 +122,18 @@ async fn measure(
     findings.measured("post_to_keyframe_ms_p95", times.quantile_ms(0.95));
     packets(&mut findings, lab, &report)?;
     findings.set("encoder_keyframe_requests", lab.keyframes_asked() - asked_before);
-    findings.measured("viewers_left_over", left_over);
+    findings.measured("viewers_left_over", left_over.viewers);
+    findings.measured("sessions_left_over", left_over.sessions);
     leaks(&mut findings, &before, &after);
     added(&mut findings, &before, &after, Stamps::Needed);
     losses(&mut findings, &before, &after);
     late(&mut findings, lab, &report);
     growth(&mut findings, &samples);
     findings.set("panics", lab.fleet.router.log_count("panicked"));
-    if let Some(n) = left_over.filter(|n| *n > 0.0) {
-        findings.fault(format!("{n} viewers that left are still on the router"));
+    for (what, n) in [("viewers", left_over.viewers), ("sessions", left_over.sessions)] {
+        if let Some(n) = n.filter(|n| *n > 0.0) {
+            findings.fault(format!("the router still holds {n} {what} of those who left"));
+        }
     }
     socket_drop_fault(&mut findings, lab).await?;
     tell(&mut findings, &samples);
@@ -184,14 +190,32 @@ async fn visit(args: &Args, lab: &Lab, n: usize, comings: &Comings) -> anyhow::R
     Ok(first.saturating_duration_since(joined.posted))
 }
 
-/// Waits until the router knows the stayers only; gives how many others it knows in the end.
-async fn forgotten(lab: &Lab, stayers: usize) -> anyhow::Result<(Option<f64>, Scrape)> {
+/// What the router still holds of those who left.
+struct LeftOver {
+    /// Viewers on its shards.
+    viewers: Option<f64>,
+    /// WHEP sessions.
+    sessions: Option<f64>,
+}
+
+/// Waits until the router knows the stayers only; gives what else it knows in the end.
+async fn forgotten(
+    lab: &Lab,
+    stayers: usize,
+    before: &Scrape,
+) -> anyhow::Result<(LeftOver, Scrape)> {
     let deadline = Instant::now() + FORGET;
     loop {
         let scrape = lab.fleet.scrape_settled().await?;
-        let over = scrape.sum(VIEWERS).map(|n| n - stayers as f64);
-        if over.is_none_or(|n| n <= 0.0) || Instant::now() >= deadline {
-            return Ok((over.map(|n| n.max(0.0)), scrape));
+        let viewers = scrape.sum(VIEWERS).map(|n| n - stayers as f64);
+        let opened = scrape.since(before, OPENED);
+        // A counter is shown from its first count on.
+        let closed = scrape.since(before, CLOSED).unwrap_or(0.0);
+        let sessions = opened.map(|opened| opened - closed);
+        let clean = [viewers, sessions].into_iter().flatten().all(|n| n <= 0.0);
+        if clean || Instant::now() >= deadline {
+            let left = |n: Option<f64>| n.map(|n| n.max(0.0));
+            return Ok((LeftOver { viewers: left(viewers), sessions: left(sessions) }, scrape));
         }
     }
 }
@@ -203,8 +227,8 @@ fn leaks(findings: &mut Findings, before: &Scrape, after: &Scrape) {
     for (name, metric) in [
         ("viewer_panics", "fanlight_router_viewer_panics_total"),
         ("viewer_errors", "fanlight_router_viewer_errors_total"),
-        ("sessions_opened", "fanlight_router_sessions_opened_total"),
-        ("sessions_closed", "fanlight_router_sessions_closed_total"),
+        ("sessions_opened", OPENED),
+        ("sessions_closed", CLOSED),
     ] {
         findings.optional(name, Some(since(metric)));
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 
 use super::{
-    fanout::{SHARD_THREAD, socket_drop_fault},
+    fanout::{SHARD_THREAD, late, socket_drop_fault},
     set_up,
 };
 use crate::{
@@ -165,6 +165,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     if tally.failed == tally.joins {
         findings.fault("every join failed");
     }
+    late(&mut findings, lab, &lab.crowd.swarm().report(false).await?);
     socket_drop_fault(&mut findings, lab).await?;
     tell(&mut findings, &sampler.finish().await);
     Ok(findings)
