@@ -83,7 +83,7 @@ describe('Firefox', { timeout: 120_000 + 3 * SECONDS * 1000, skip: missing }, ()
       try {
         const wheps = [demo.ready.whep_url, relay.via(demo.ready.whep_url)];
         const [clean, lossy] = await firefox.evaluate(play, wheps, demo.ready.join_token, SECONDS * 1000);
-        assertUnharmed(`firefox_loss_${loss}_percent`, clean, lossy, complete, { relay: await relay.lost() });
+        assertUnharmed(`firefox_loss_${loss}_percent`, clean, lossy, { complete, relay: await relay.lost() });
         // Firefox does not say how many repairs it got; that the pictures are complete does.
         assert.ok(lossy.stats.packetsLost > 0 && lossy.stats.nackCount > 0, 'there was loss, and Firefox asked');
         assert.equal(lossy.stats.pliCount, 0, 'keyframes that Firefox asked for');

