@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::egress::Packets;
 use crate::history::History;
-use crate::limits::{LAG_MAX, Limits};
+use crate::limits::{LAG_LOST, LAG_MAX, Limits};
 use crate::pressure::{Admit, Pressure};
 use crate::rewrite::Rewriter;
 
@@ -161,8 +161,9 @@ impl Feed {
             self.cursor = end;
             return caught;
         }
-        if self.lags(now, history) {
-            let ahead = history.group_start().filter(|key| *key >= self.cursor);
+        let lag = self.lag(now, history);
+        let ahead = history.group_start().filter(|key| *key >= self.cursor);
+        if lag > LAG_LOST || (lag > LAG_MAX && ahead.is_some()) {
             caught.skipped = ahead.unwrap_or(end) - self.cursor;
             caught.lost = ahead.is_none();
             self.cursor = ahead.unwrap_or(end);
@@ -182,13 +183,14 @@ impl Feed {
         caught
     }
 
-    /// Whether the next picture has waited too long. One or two that wait are nothing: they may be
-    /// all that a static screen has sent for an hour.
-    fn lags(&self, now: Instant, history: &History) -> bool {
-        history.end().saturating_sub(self.cursor) > 2
-            && history
-                .get(self.cursor)
-                .is_none_or(|f| now.saturating_duration_since(f.arrived) > LAG_MAX)
+    /// How long the next picture has waited. One or two that wait are nothing: they may be all that a
+    /// static screen has sent for an hour.
+    fn lag(&self, now: Instant, history: &History) -> Duration {
+        if history.end().saturating_sub(self.cursor) <= 2 {
+            return Duration::ZERO;
+        }
+        let next = history.get(self.cursor);
+        next.map_or(Duration::MAX, |f| now.saturating_duration_since(f.arrived))
     }
 
     fn take(

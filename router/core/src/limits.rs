@@ -39,9 +39,13 @@ pub const HELD_KEYS_MAX: usize = 16;
 pub const CHANNELS_PER_VIEWER_MAX: usize = 8;
 
 /// How long a picture may wait in the router for one viewer, because the shard does not get round to
-/// it or the socket is full. One that is older moves the viewer on to the newest keyframe. A source
-/// that sends much at once after a pause is no reason: its pictures are new.
+/// it or the socket is full. One that is older moves the viewer on to the newest keyframe, if one has
+/// come meanwhile; else everything is sent, late. A source that sends much at once after a pause is
+/// no reason: its pictures are new.
 pub const LAG_MAX: Duration = Duration::from_millis(250);
+
+/// Beyond this the viewer waits for a keyframe that has yet to come, and one is asked for.
+pub const LAG_LOST: Duration = Duration::from_secs(2);
 
 /// Largest group of pictures that answers a keyframe request of a viewer that has been watching for a
 /// while: a tenth of a second of 20 Mbit/s. A larger one would cost the viewer's path more than a
