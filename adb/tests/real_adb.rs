@@ -5,7 +5,11 @@
 
 mod common;
 
-use std::{path::Path, process::Stdio};
+use std::{
+    path::Path,
+    process::Stdio,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use common::{Running, SOON, start};
 use fanlight_adb::{AdbDevice, AdbError, AdbKey, AdbServer, AuthPolicy, DeviceOptions, FeatureSet};
@@ -27,11 +31,15 @@ struct RealAdb {
 impl RealAdb {
     async fn start() -> Self {
         let home = tempfile::tempdir().unwrap();
-        // adb cannot choose a port itself; the one found here is free a moment later, too.
-        let port = {
-            let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            probe.local_addr().unwrap().port()
-        };
+        // adb cannot choose a port itself. Below the range from which the system gives ports to those
+        // who do not care, the one found here stays free.
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        let start = std::process::id() as usize * 7 + TURN.fetch_add(1, Ordering::Relaxed) * 17;
+        let port = (20_000..30_000)
+            .cycle()
+            .skip(start % 10_000)
+            .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .unwrap();
         let server = Self::command(home.path(), port)
             .args(["nodaemon", "server"])
             .stdout(Stdio::null())

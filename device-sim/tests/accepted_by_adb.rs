@@ -8,6 +8,7 @@
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanlight_device_sim::scrcpy::placeholder_jar;
@@ -29,8 +30,15 @@ struct Adb {
 
 impl Adb {
     fn new(device: &Simulator) -> Self {
-        // Freed again right away; nothing else on this machine takes ports in this range so fast.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Below the range from which the system gives ports to those who do not care, the one found
+        // here stays free.
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        let start = std::process::id() as usize * 7 + TURN.fetch_add(1, Ordering::Relaxed) * 17;
+        let port = (10_000..20_000)
+            .cycle()
+            .skip(start % 10_000)
+            .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+            .unwrap();
         let home = tempfile::tempdir().unwrap();
         Self { home, port, serial: device.adb_addr().to_string() }
     }

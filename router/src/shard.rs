@@ -212,7 +212,7 @@ const BATCH_RUNS: usize = 16;
 /// Bytes per batch: sixteen ordinary frames, or three pacing ticks of a replay, within the second-level
 /// cache.
 const BATCH_BYTES: usize = 192 * 1024;
-/// Batches sent before commands and timers are looked at again.
+/// Batches sent before timers are looked at again.
 const BATCHES_PER_TURN: usize = 64;
 /// Most events of the kinds that may be lost held back while the event queue is full.
 const BACKLOG_MAX: usize = 1_024;
@@ -534,6 +534,10 @@ impl Run {
             self.flush();
             self.readable = true;
             self.take_datagrams();
+            // Another stream's frame has a controller to be served before the rest of this one's.
+            if !self.commands.is_empty() {
+                self.take_commands(Instant::now());
+            }
         }
         self.drain();
         true

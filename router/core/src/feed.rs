@@ -239,9 +239,9 @@ impl Feed {
         }
     }
 
-    /// Drops what waits: nothing of it would be of now.
+    /// Drops what waits: nothing of it would be of now. A picture that is partly sent is finished.
     pub(crate) fn give_up(&mut self) {
-        self.queue.clear();
+        self.queue.retain(|q| q.sent > 0);
         self.wait_key(false);
     }
 

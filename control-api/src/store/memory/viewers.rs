@@ -153,7 +153,9 @@ impl State {
             // Nodes hold fact: a viewer this store did not invite (a reusable token, or a store
             // that began empty) is taken as it is, while there is room.
             None if self.streams.contains_key(&name.stream)
-                && self.viewer_rows < self.limits.viewers =>
+                && self.viewer_rows < self.limits.viewers
+                && self.viewers.get(&name.stream).map_or(0, BTreeMap::len)
+                    < self.limits.viewers_per_stream =>
             {
                 let epoch = self.streams.get(&name.stream).map_or(0, |s| s.epoch);
                 self.put_viewer(ViewerRow {
