@@ -21,5 +21,6 @@ pub mod source;
 pub mod stats;
 pub mod swarm;
 pub mod viewer;
+pub mod yardstick;
 
 pub use cmd::{Args, run};

@@ -8,6 +8,7 @@
 //! | field | meaning |
 //! |---|---|
 //! | `limit_ns_per_packet` | the physical limit, at 200 viewers |
+//! | `limit_ns_per_packet_by_viewers` | object by number of viewers: the limit grows too, because the kernel has a socket for each |
 //! | `ns_per_packet` | object by number of viewers: CPU per packet sent |
 //! | `compute_ns_per_packet` | the same where nothing is given to the kernel |
 //! | `ns_per_packet_with_feedback` | object by number of viewers: each sends arrival times 20 times a second, a receiver report each second and asks for 1 % of the packets again, all received through the socket and opened; per packet of media |
@@ -18,7 +19,8 @@
 //! | `timer_allocations_per_viewer_s` | those of the protocol library's timers, which are not per packet |
 //! | `receive_ns_per_datagram`, `look_ns` | receiving small datagrams, unread; looking at an empty socket, as after each batch |
 //! | `rival_ns_per_packet`, `ratio_of_rival` | str0m's RTP mode with one `sendto` per packet at 200 viewers, and how many times more that is |
-//! | `shards_speedup` | packets per second of two pinned shards over those of one; null with one CPU |
+//! | `shards_speedup` | packets per second of two pinned shards, each with viewers of its own, over those of one; null with one CPU |
+//! | `limit_speedup` | the same of the physical limit: what this machine's two CPUs are worth together |
 //! | `smoke` | true: not measured, only shown to run |
 //!
 //! Fields that need datagrams to arrive are null in a blackhole.
@@ -34,7 +36,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use clap::Parser as _;
 use common::{
     args::Args,
@@ -51,6 +53,8 @@ use serde_json::{Map, Value, json};
 const VIEWERS: usize = 200;
 const CROWDS: [(usize, &str); 5] =
     [(1, "1"), (50, "50"), (200, "200"), (500, "500"), (2_000, "2000")];
+const LIMITS: [(usize, &str); 4] =
+    [(50, "limit 50"), (200, "limit"), (500, "limit 500"), (2_000, "limit 2000")];
 const WITH_FEEDBACK: [(usize, &str); 3] =
     [(50, "50 feedback"), (200, "200 feedback"), (2_000, "2000 feedback")];
 
@@ -62,7 +66,13 @@ fn main() -> Result<()> {
     let sinks = Sinks::new(most)?;
     let has_feedback = Sinks::is_connected()?;
     let v4 = sinks::sender("127.0.0.1:0")?;
-    let mut floor = Floor::new(&sinks.addresses[..at])?;
+    let mut floors: Vec<(&str, Floor)> = Vec::new();
+    for (viewers, name) in LIMITS {
+        // A smoke run has fewer sinks, but the limit is in every run.
+        if viewers <= most || viewers == VIEWERS {
+            floors.push((name, Floor::new(&sinks.addresses[..viewers.min(most)])?));
+        }
+    }
     let mut rival = Rival::new(&sinks, at)?;
     let mut mute = Rig::muted(&sinks, at)?;
     let (mut inlet, mut empty) = (Inlet::new(&sinks)?, Inlet::new(&sinks)?);
@@ -75,10 +85,12 @@ fn main() -> Result<()> {
         rigs.push((name, RefCell::new(Rig::new(&sinks, viewers, true)?)));
     }
     let mut entries: Vec<(&str, Work<'_>)> = vec![
-        ("limit", Box::new(|| timed(|| floor.frame(Some(&v4))))),
         ("compute", Box::new(|| mute.work())),
         ("rival", Box::new(|| rival.work())),
     ];
+    for (name, floor) in &mut floors {
+        entries.push((*name, Box::new(|| timed(|| floor.frame(Some(&v4))))));
+    }
     entries.push(("look", Box::new(|| empty.look())));
     if has_feedback {
         entries.push(("receive", Box::new(|| inlet.work())));
@@ -107,17 +119,17 @@ fn main() -> Result<()> {
         }
     }
     drop(rigs);
+    println!("allocations per packet {allocations:?}");
     let all = args.only.is_empty();
-    let speedup = if has_feedback && all { shards_speedup(&sinks, at, &args)? } else { None };
-    println!("allocations per packet {allocations:?}, two shards {speedup:?} times one");
-    let object = object(&figures, &allocations, speedup, &args);
+    let speedups = if has_feedback && all { speedups(at, &args)? } else { None };
+    let object = object(&figures, &allocations, speedups, &args);
     report::write(args.json.as_deref(), object)
 }
 
 fn object(
     figures: &BTreeMap<&'static str, Figure>,
     allocations: &[Allocations],
-    speedup: Option<f64>,
+    speedups: Option<Speedups>,
     args: &Args,
 ) -> Map<String, Value> {
     let best = |name: &str| figures.get(name).map(|f| f.best);
@@ -135,6 +147,7 @@ fn object(
     let object = json!({
         "bench": "fanout",
         "limit_ns_per_packet": value(best("limit")),
+        "limit_ns_per_packet_by_viewers": by_viewers(&LIMITS),
         "ns_per_packet": by_viewers(&CROWDS),
         "compute_ns_per_packet": value(best("compute")),
         "ns_per_packet_with_feedback": by_viewers(&WITH_FEEDBACK),
@@ -148,7 +161,8 @@ fn object(
         "look_ns": value(best("look")),
         "rival_ns_per_packet": value(best("rival")),
         "ratio_of_rival": ratio(best("rival"), best("200")),
-        "shards_speedup": speedup.map(|s| report::round_to(s, 1_000.0)),
+        "shards_speedup": speedups.map(|s| report::round_to(s.shards, 1_000.0)),
+        "limit_speedup": speedups.map(|s| report::round_to(s.limit, 1_000.0)),
         "rounds": args.rounds(),
         "smoke": args.is_smoke(),
         "machine": report::machine(),
@@ -156,22 +170,48 @@ fn object(
     object.as_object().cloned().unwrap_or_default()
 }
 
-/// Packets per second of wall time: one shard alone, then one on each of two CPUs at once.
-fn shards_speedup(sinks: &Sinks, viewers: usize, args: &Args) -> Result<Option<f64>> {
+/// How much more two CPUs do than one.
+#[derive(Clone, Copy, Debug)]
+struct Speedups {
+    shards: f64,
+    limit: f64,
+}
+
+/// Packets per second of wall time on both of two CPUs at once over those of one. The best of
+/// some tries: whatever else runs on a CPU meanwhile only takes away from it.
+fn speedups(viewers: usize, args: &Args) -> Result<Option<Speedups>> {
     if report::cpus() < 2 {
         return Ok(None);
     }
     let time = args.sample() * 20;
-    let mut best: Option<f64> = None;
+    let mut best = Speedups { shards: 0.0, limit: 0.0 };
     for _ in 0..args.rounds().min(5) {
-        let one = shards(sinks, viewers, &[0], time)?;
-        let two = shards(sinks, viewers, &[0, 1], time)?;
-        best = Some(best.unwrap_or(0.0).max(two / one));
+        let speedup = |prepare: Prepare| {
+            Ok::<_, anyhow::Error>(speed(prepare, viewers, &[0, 1], time)? / speed(prepare, viewers, &[0], time)?)
+        };
+        best.shards = best.shards.max(speedup(a_shard)?);
+        best.limit = best.limit.max(speedup(the_limit)?);
     }
-    Ok(best)
+    println!("two shards {:.3} times one; the limit on two CPUs {:.3}", best.shards, best.limit);
+    Ok(Some(best))
 }
 
-fn shards(sinks: &Sinks, viewers: usize, cpus: &[usize], time: Duration) -> Result<f64> {
+/// Makes something that sends to these sinks, and gives its packets.
+type Prepare = for<'a> fn(&'a Sinks, usize) -> Result<Box<dyn FnMut() -> u64 + 'a>>;
+
+fn a_shard(sinks: &Sinks, viewers: usize) -> Result<Box<dyn FnMut() -> u64 + '_>> {
+    let mut rig = Rig::new(sinks, viewers, false)?;
+    Ok(Box::new(move || rig.work().units))
+}
+
+fn the_limit(sinks: &Sinks, viewers: usize) -> Result<Box<dyn FnMut() -> u64 + '_>> {
+    let mut floor = Floor::new(&sinks.addresses[..viewers])?;
+    let socket = sinks::sender("127.0.0.1:0")?;
+    Ok(Box::new(move || floor.frame(Some(&socket))))
+}
+
+/// Packets per second of as many threads as there are `cpus`, each with sinks of its own.
+fn speed(prepare: Prepare, viewers: usize, cpus: &[usize], time: Duration) -> Result<f64> {
     let start = Barrier::new(cpus.len());
     std::thread::scope(|scope| {
         let threads: Vec<_> = cpus
@@ -179,13 +219,17 @@ fn shards(sinks: &Sinks, viewers: usize, cpus: &[usize], time: Duration) -> Resu
             .map(|cpu| {
                 scope.spawn(|| {
                     pin(*cpu)?;
-                    let rig = Rig::new(sinks, viewers, false);
+                    let sinks = Sinks::new(viewers);
+                    let work = match &sinks {
+                        Ok(sinks) => prepare(sinks, viewers),
+                        Err(e) => Err(anyhow!("{e:#}")),
+                    };
                     // Also when it failed, so that nobody waits for ever.
                     start.wait();
-                    let mut rig = rig?;
+                    let mut work = work?;
                     let (began, mut packets) = (Instant::now(), 0);
                     while began.elapsed() < time {
-                        packets += rig.work().units;
+                        packets += work();
                     }
                     Ok(packets as f64 / began.elapsed().as_secs_f64())
                 })

@@ -21,6 +21,7 @@ use crate::{
     shard::{Command, ShardHandle},
     stream::{SeatError, Stream},
     streams::ShardLoad,
+    token::TokenHash,
 };
 
 /// The present ICE session of a session.
@@ -63,6 +64,8 @@ pub(crate) struct Session {
     /// Viewer of the token; the same as `viewer` unless the token carries many.
     pub(crate) subject: ViewerId,
     pub(crate) token_id: String,
+    /// By which the token is known again without checking its signature.
+    token_hash: TokenHash,
     pub(crate) token_until_s: u64,
     pub(crate) multi: bool,
     pub(crate) since: Instant,
@@ -73,6 +76,11 @@ impl Session {
     /// True the first time.
     pub(crate) fn set_connected(&self) -> bool {
         !self.connected.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether this is, byte for byte, the token that opened the session.
+    pub(crate) fn was_opened_by(&self, token: TokenHash) -> bool {
+        self.token_hash == token
     }
 
     pub(crate) fn was_connected(&self) -> bool {
@@ -116,6 +124,7 @@ impl Sessions {
         &self,
         stream: &Arc<Stream>,
         claims: &JoinClaims,
+        token: TokenHash,
     ) -> Result<Arc<Session>, OpenError> {
         if self.len() >= self.max {
             return Err(OpenError::Full);
@@ -128,7 +137,7 @@ impl Sessions {
         let (session, replaced) = {
             let mut tables = self.tables.lock();
             tables.last_id += 1;
-            let session = Arc::new(new_session(tables.last_id, stream, claims, shard));
+            let session = Arc::new(new_session(tables.last_id, stream, claims, token, shard));
             tables.by_id.insert(session.id, Arc::clone(&session));
             tables.by_url.insert(session.url_id.clone(), Arc::clone(&session));
             let replaced = if claims.multi {
@@ -198,7 +207,13 @@ impl Sessions {
     }
 }
 
-fn new_session(number: u64, stream: &Arc<Stream>, claims: &JoinClaims, shard: usize) -> Session {
+fn new_session(
+    number: u64,
+    stream: &Arc<Stream>,
+    claims: &JoinClaims,
+    token_hash: TokenHash,
+    shard: usize,
+) -> Session {
     let url_id = Uuid::new_v4().simple().to_string();
     let viewer = if claims.multi {
         // Each session of such a token is a viewer of its own; cut so that the name stays an id.
@@ -217,6 +232,7 @@ fn new_session(number: u64, stream: &Arc<Stream>, claims: &JoinClaims, shard: us
         viewer,
         subject: claims.sub.clone(),
         token_id: claims.jti.clone(),
+        token_hash,
         token_until_s: claims.exp,
         multi: claims.multi,
         since: Instant::now(),

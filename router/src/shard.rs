@@ -209,9 +209,9 @@ const DATAGRAMS_TIME: Duration = Duration::from_micros(300);
 /// Viewers' runs per batch. Eight save nearly all of the system calls' cost; sixteen still leave the
 /// socket unwatched for less than a tenth of a millisecond.
 const BATCH_RUNS: usize = 16;
-/// Bytes per batch: sixteen ordinary frames, or three pacing ticks of a replay, within the second-level
-/// cache.
-const BATCH_BYTES: usize = 192 * 1024;
+/// Bytes per batch: sixteen ordinary frames, or a pacing tick and a half of a replay. Sealing and
+/// sending that much takes 0.1 ms, which is what a controller's frame may have to wait for.
+const BATCH_BYTES: usize = 96 * 1024;
 /// Batches sent before timers are looked at again.
 const BATCHES_PER_TURN: usize = 64;
 /// Most events of the kinds that may be lost held back while the event queue is full.
@@ -378,7 +378,9 @@ impl Run {
 
     fn heard(&mut self, event: &Event) {
         if event.token() == SOCKET {
-            self.readable |= event.is_readable();
+            if event.is_readable() {
+                self.look_again();
+            }
             if event.is_writable() && self.unsent.is_some() {
                 self.flush();
             }
@@ -477,6 +479,11 @@ impl Run {
         at <= now || (self.core.viewer_count() == 0 && self.backlog.is_empty())
     }
 
+    fn look_again(&mut self) {
+        self.readable = true;
+        self.socket.look_again();
+    }
+
     fn take_datagrams(&mut self) {
         let start = Instant::now();
         let mut now = start;
@@ -501,7 +508,8 @@ impl Run {
             // Only DTLS takes long; the clock costs as much as telling whose a datagram is.
             if is_handshake || n % 8 == 0 {
                 now = Instant::now();
-                if now - start > DATAGRAMS_TIME {
+                // A command may be the next frame.
+                if now - start > DATAGRAMS_TIME || !self.commands.is_empty() {
                     return;
                 }
             }
@@ -523,6 +531,7 @@ impl Run {
     /// Sends what the core has for viewers, looking at the socket between batches. `true`: there is
     /// more.
     fn send_media(&mut self) -> bool {
+        let mut looked = true;
         for _ in 0..BATCHES_PER_TURN {
             if self.unsent.is_some() {
                 return false;
@@ -532,11 +541,15 @@ impl Run {
             }
             self.unsent = Some(Cursor::default());
             self.flush();
-            self.readable = true;
-            self.take_datagrams();
-            // Another stream's frame has a controller to be served before the rest of this one's.
+            // The next frame, or another stream's, has a controller to be served before the rest
+            // of this one's, and before datagrams; but these are not passed over twice in a row.
             if !self.commands.is_empty() {
                 self.take_commands(Instant::now());
+            }
+            looked = !(looked && self.core.controllers_wait());
+            if looked {
+                self.look_again();
+                self.take_datagrams();
             }
         }
         self.drain();

@@ -96,7 +96,13 @@ impl ShardSocket {
         &mut self.socket
     }
 
-    /// The next datagram: sender, the candidate it was sent to, bytes. None when there is none.
+    /// The socket was told to be readable, or may have become so.
+    pub fn look_again(&mut self) {
+        self.receiver.look_again();
+    }
+
+    /// The next datagram: sender, the candidate it was sent to, bytes. None when there is none, or
+    /// none was left after the last one and nobody said [`Self::look_again`] since.
     pub fn receive(&mut self) -> io::Result<Option<(SocketAddr, SocketAddr, &[u8])>> {
         let Some((from, bytes)) = self.receiver.next(&self.socket)? else { return Ok(None) };
         let to = match self.last {

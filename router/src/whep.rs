@@ -41,13 +41,16 @@ use crate::{
     shard::Command,
     stream::{SeatError, Stream},
     streams::Streams,
-    token::{TokenError, Tokens},
+    token::{TokenError, TokenHash, Tokens},
 };
 
 /// Longest wait for a shard's answer to a join.
 const JOIN_DEADLINE: Duration = Duration::from_secs(2);
 /// Longest wait for the body of a POST.
 const BODY_DEADLINE: Duration = Duration::from_secs(5);
+/// Offers up to this size are read at once, which takes less than handing them to another thread:
+/// browsers' have 3 to 9 kB.
+const PARSED_AT_ONCE_BYTES_MAX: usize = 12 * 1024;
 const SDP: &str = "application/sdp";
 const SDP_FRAGMENT: &str = "application/trickle-ice-sdpfrag";
 /// What a browser's script may read and send across origins, and for how long (in seconds) it may
@@ -201,7 +204,7 @@ async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, P
         return Err(Problem::busy(Reason::Draining, "This router is being stopped.", 1));
     }
     let (parts, body) = request.into_parts();
-    let claims = authorize(whep, stream, &parts.headers)?;
+    let (claims, token) = authorize(whep, stream, &parts.headers)?;
     require_type(&parts.headers, SDP)?;
     let stream = whep.streams.get(&claims.s).ok_or_else(unknown_stream)?;
     if !stream.is_live() {
@@ -211,7 +214,7 @@ async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, P
         return Err(Problem::busy(Reason::Overloaded, "Too many joins at once.", 1));
     }
     let offer = read_offer(whep, body).await?;
-    let opened = whep.sessions.open(&stream, &claims).map_err(|e| open_problem(&e))?;
+    let opened = whep.sessions.open(&stream, &claims, token).map_err(|e| open_problem(&e))?;
     opened.ice.lock().remote_ufrag = offer.ice_ufrag().to_owned();
     // From here on the session is in the tables; the guard takes it out again unless the shard
     // has it, also when the client hangs up and this future is dropped.
@@ -251,7 +254,10 @@ async fn read_offer(whep: &Whep, body: Body) -> Result<ParsedOffer, Problem> {
     let permit = Arc::clone(&whep.parsing)
         .try_acquire_owned()
         .map_err(|_| Problem::busy(Reason::Overloaded, "Too many joins at once.", 1))?;
-    // Parsing takes up to 6 ms of CPU: off the runtime's threads, and off the shard's.
+    if sdp.len() <= PARSED_AT_ONCE_BYTES_MAX {
+        return parse_offer(&sdp).map_err(|e| join_problem(&e));
+    }
+    // One made to be slow takes milliseconds: off the runtime's threads, and off the shard's.
     tokio::task::spawn_blocking(move || {
         let _permit = permit;
         parse_offer(&sdp)
@@ -405,8 +411,19 @@ fn authorized_session(
 ) -> Result<Arc<Session>, Problem> {
     let token = bearer(headers).ok_or_else(|| token_problem(TokenError::Missing))?;
     let name = StreamId::parse(stream).map_err(|_| unknown_stream())?;
+    let found = find(whep, stream, session);
+    // The token that opened the session was checked then: its signature is not checked again.
+    if let Ok(session) = &found
+        && session.was_opened_by(TokenHash::of(token))
+    {
+        let subject = session.subject.as_str();
+        if whep.tokens.is_barred(&session.token_id, session.stream.name(), subject) {
+            return Err(token_problem(TokenError::Barred));
+        }
+        return found;
+    }
     let claims = whep.tokens.verify_session(token, &name).map_err(token_problem)?;
-    let session = find(whep, stream, session)?;
+    let session = found?;
     if claims.jti != session.token_id {
         return Err(token_problem(TokenError::Foreign));
     }
@@ -415,10 +432,15 @@ fn authorized_session(
 
 // ---- checks ----
 
-fn authorize(whep: &Whep, stream: &str, headers: &HeaderMap) -> Result<JoinClaims, Problem> {
+fn authorize(
+    whep: &Whep,
+    stream: &str,
+    headers: &HeaderMap,
+) -> Result<(JoinClaims, TokenHash), Problem> {
     let token = bearer(headers).ok_or_else(|| token_problem(TokenError::Missing))?;
     let name = StreamId::parse(stream).map_err(|_| unknown_stream())?;
-    whep.tokens.verify_join(token, &name).map_err(token_problem)
+    let claims = whep.tokens.verify_join(token, &name).map_err(token_problem)?;
+    Ok((claims, TokenHash::of(token)))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {

@@ -17,6 +17,7 @@ use crate::{
     server::{Scrape, Usage, socket_drops},
     stats::Times,
     swarm::{Group, Milestone, Report, ViewerReport},
+    yardstick::Yardstick,
 };
 
 /// The router's histogram of added latency.
@@ -99,6 +100,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
         lab.streams.iter().map(|s| s.device.ledger.packets_so_far()).collect()
     };
     let own = || Usage::of(std::process::id()).context("this process's own CPU time");
+    let yardstick = Yardstick::start(&args.lab.pins)?;
     let (usage_before, sent_before, own_before) = (lab.fleet.usage()?, sent(lab), own()?);
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     let (usage, sent, own) = (lab.fleet.usage()?, sent(lab), own()?);
@@ -135,6 +137,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     cost(&mut findings, args, &totals, packets, &usage_before, &usage);
     let own = own.cpu.saturating_sub(own_before.cpu).as_secs_f64();
     findings.optional("load_cpu_percent", Some(100.0 * own / args.seconds as f64));
+    yardstick.tell(&mut findings);
     added(&mut findings, &before, &after, Stamps::Needed);
     losses(&mut findings, &before, &after);
     path(&mut findings, lab, &report);

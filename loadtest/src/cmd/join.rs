@@ -1,7 +1,8 @@
 //! `loadtest join`: how fast people join, and what a join costs the router. Two phases: first
-//! joins while the stream plays (times), then joins of a stream that stands still behind one
-//! keyframe (cost, because media would drown it). Invariant: a join that has no keyframe in time
-//! is failed and has no time.
+//! joins while the stream plays, at a steady rate (times), then joins of a stream that stands still
+//! behind one keyframe, always the same number of them under way (cost: media would drown it, and
+//! a router that sleeps between two joins pays for waking up instead). Invariant: a join that has
+//! no keyframe in time is failed and has no time.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,7 @@ use crate::{
     server::Usage,
     stats::Times,
     swarm::{Group, Milestone},
+    yardstick::Yardstick,
 };
 
 /// A join that has no picture after this has failed.
@@ -36,7 +38,7 @@ pub(super) struct Args {
     /// Joins while the stream plays
     #[arg(long, default_value_t = 500)]
     joins: usize,
-    /// Joins per second, in both phases
+    /// Joins per second while the stream plays
     #[arg(long, default_value_t = 100.0)]
     rate: f64,
     /// How long each viewer stays after it is current
@@ -45,6 +47,9 @@ pub(super) struct Args {
     /// Joins that measure the cost; 0: the cost is that of the first phase, media included
     #[arg(long, value_name = "N", default_value_t = 1_000)]
     cost_joins: usize,
+    /// Of these, how many are under way at once
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    cost_at_once: usize,
     /// The screen stands still in the first phase too
     #[arg(long = "static")]
     static_screen: bool,
@@ -102,6 +107,7 @@ impl Tally {
 pub(super) async fn run(args: &Args) -> anyhow::Result<Findings> {
     anyhow::ensure!(args.joins > 0, "at least one join is needed");
     anyhow::ensure!(args.rate > 0.0, "joins per second must be above zero");
+    anyhow::ensure!(args.cost_at_once > 0, "at least one join must be under way");
     let pace = if args.static_screen { Pace::Static } else { Pace::Moving };
     let at_once = args.joins.max(args.cost_joins);
     let lab = Lab::start(&args.lab, pace, at_once, None).await?;
@@ -119,7 +125,8 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
     let asked_before = lab.keyframes_asked();
     let usage_before = lab.fleet.usage()?;
     let started = Instant::now();
-    let tally = phase(lab, first, args.rate, hold).await;
+    let yardstick = Yardstick::start(&args.lab.pins)?;
+    let tally = phase(lab, first, Flow::PerSecond(args.rate), hold).await;
     let took = started.elapsed();
     let usage = lab.fleet.usage()?;
     let asked = lab.keyframes_asked() - asked_before;
@@ -146,10 +153,15 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
         lab.pace.send_replace(Pace::Static);
         tokio::time::sleep(SETTLE).await;
         let before = lab.fleet.usage()?;
-        let tally = phase(lab, second, args.rate, Duration::ZERO).await;
+        let started = Instant::now();
+        let flow = Flow::AtOnce(args.cost_at_once);
+        let tally = phase(lab, second, flow, Duration::ZERO).await;
+        let took = started.elapsed();
         let after = lab.fleet.usage()?;
         let good = tally.joins - tally.failed;
         findings.set("cost_joins", tally.joins);
+        findings.set("cost_at_once", args.cost_at_once);
+        findings.optional("cost_joins_per_s", Some(good as f64 / took.as_secs_f64()));
         findings.set("cost_joins_failed", tally.failed);
         findings.measured("joins_per_server_cpu_s", cost(&before, &after, good));
         let shard = after.threads_since(&before, SHARD_THREAD);
@@ -159,6 +171,7 @@ async fn measure(args: &Args, lab: &Lab) -> anyhow::Result<Findings> {
             findings.fault(format!("{} joins for the cost failed, the first: {why}", tally.failed));
         }
     }
+    yardstick.tell(&mut findings);
     if let Some(why) = tally.why {
         findings.set("first_failure", why);
     }
@@ -189,15 +202,30 @@ fn times(findings: &mut Findings, tally: &Tally) {
     );
 }
 
-/// Joins with all tickets at a steady rate; each viewer leaves by itself.
-async fn phase(lab: &Lab, tickets: &[Ticket], rate: f64, hold: Duration) -> Tally {
+/// When the next join begins.
+#[derive(Clone, Copy, Debug)]
+enum Flow {
+    /// By the clock, whatever became of those before.
+    PerSecond(f64),
+    /// When one of so many is over.
+    AtOnce(usize),
+}
+
+/// Joins with all tickets; each viewer leaves by itself.
+async fn phase(lab: &Lab, tickets: &[Ticket], flow: Flow, hold: Duration) -> Tally {
     let start = tokio::time::Instant::now();
     let joins = (0_u32..).zip(tickets).map(|(n, ticket)| async move {
-        let due = Duration::from_secs_f64(f64::from(n) / rate);
-        tokio::time::sleep_until(start + due).await;
+        if let Flow::PerSecond(rate) = flow {
+            let due = Duration::from_secs_f64(f64::from(n) / rate);
+            tokio::time::sleep_until(start + due).await;
+        }
         Done { outcome: one(lab, ticket, hold).await }
     });
-    let mut done = std::pin::pin!(futures::stream::iter(joins).buffer_unordered(UNDER_WAY));
+    let under_way = match flow {
+        Flow::PerSecond(_) => UNDER_WAY,
+        Flow::AtOnce(most) => most,
+    };
+    let mut done = std::pin::pin!(futures::stream::iter(joins).buffer_unordered(under_way));
     let mut tally = Tally::default();
     while let Some(done) = done.next().await {
         tally.add(done);

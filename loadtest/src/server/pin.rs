@@ -35,6 +35,13 @@ impl Pins {
         !self.server.is_empty()
     }
 
+    /// Puts the calling thread on the router's first CPU.
+    pub fn join_server(&self) {
+        if let Some(first) = self.server.first() {
+            let _ = sched_setaffinity(None, &set(&[*first]));
+        }
+    }
+
     /// Puts the calling thread, and all threads it makes from now on, on the load's CPUs.
     pub fn join_load(&self) {
         if !self.load.is_empty() {

@@ -33,7 +33,7 @@ use super::{
 const STREAM: StreamKey = StreamKey(1);
 /// As in the shard.
 const BATCH_RUNS: usize = 16;
-const BATCH_BYTES: usize = 192 * 1024;
+const BATCH_BYTES: usize = 96 * 1024;
 const FRAMES_PER_SECOND: u64 = 60;
 /// Least viewers' frames between two readings of the clock.
 const RUNS_PER_READING: usize = 64;

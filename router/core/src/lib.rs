@@ -71,7 +71,6 @@ mod answer;
 mod api;
 mod batch;
 mod budget;
-mod canonical;
 mod codec;
 mod core;
 mod counters;

@@ -1,9 +1,8 @@
 //! A reader of SDP offers: text from a stranger in, a handful of checked facts out.
 //!
-//! Not a general SDP parser. It keeps what a viewer needs and forgets the rest, and from the facts
-//! [`crate::canonical`] writes the only offer that the protocol library ever reads. Invariant: no
-//! byte of a client's offer reaches the library but tokens whose alphabet and length were checked
-//! here, so that a malicious offer has to get past this file first. Linear in the offer's size.
+//! Not a general SDP parser. It keeps what a viewer needs and forgets the rest. Invariant: no byte
+//! of a client's offer reaches an answer or the protocol library but tokens whose alphabet and
+//! length were checked here. Linear in the offer's size.
 
 use std::fmt::Write as _;
 
@@ -67,7 +66,8 @@ pub(crate) struct Extensions {
 pub(crate) struct OfferFacts {
     pub(crate) ufrag: String,
     pub(crate) pwd: String,
-    pub(crate) fingerprint: String,
+    /// SHA-256 of the client's certificate.
+    pub(crate) fingerprint: [u8; 32],
     pub(crate) setup: &'static str,
     pub(crate) sections: Vec<Section>,
     /// Video formats in packetization mode 1, in the order of the offer.
@@ -277,8 +277,8 @@ fn check_ice(text: &str, min: usize, what: &str) -> Result<(), JoinError> {
     }
 }
 
-/// The SHA-256 fingerprint, normalised to upper case. Other hashes are not verifiable here.
-fn read_fingerprint<'a>(lines: impl Iterator<Item = &'a str>) -> Result<String, JoinError> {
+/// The SHA-256 fingerprint. Other hashes are not verifiable here.
+fn read_fingerprint<'a>(lines: impl Iterator<Item = &'a str>) -> Result<[u8; 32], JoinError> {
     let mut any = false;
     for line in lines {
         any = true;
@@ -286,15 +286,21 @@ fn read_fingerprint<'a>(lines: impl Iterator<Item = &'a str>) -> Result<String, 
         if !hash.eq_ignore_ascii_case("sha-256") {
             continue;
         }
-        let value = value.trim();
-        let pairs: Vec<&str> = value.split(':').collect();
-        let clean = pairs.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()));
-        if pairs.len() == 32 && clean {
-            return Ok(value.to_ascii_uppercase());
-        }
-        return Err(bad("a=fingerprint is malformed"));
+        return hex_pairs(value.trim()).ok_or_else(|| bad("a=fingerprint is malformed"));
     }
     Err(bad(if any { "a=fingerprint is not sha-256" } else { "a=fingerprint is missing" }))
+}
+
+/// Bytes as pairs of hexadecimal digits with colons between them, exactly as many as fit.
+fn hex_pairs<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut pairs = text.split(':');
+    for byte in &mut bytes {
+        let pair = pairs.next()?;
+        let clean = pair.len() == 2 && pair.bytes().all(|b| b.is_ascii_hexdigit());
+        *byte = u8::from_str_radix(pair, 16).ok().filter(|_| clean)?;
+    }
+    pairs.next().is_none().then_some(bytes)
 }
 
 fn read_pt(text: &str) -> Option<u8> {
@@ -323,7 +329,7 @@ fn read_codecs(raw: &Raw<'_>) -> Result<(Vec<OfferedH264>, Vec<String>), JoinErr
         if let Some(apt) = param(params, "apt") {
             let apt = read_pt(apt).ok_or_else(|| bad("an apt is no valid payload type"))?;
             let slot = &mut repairs[usize::from(pt)];
-            // The protocol library would claim the repair format for both, and panic.
+            // Which of the two a repair is of could not be told.
             if slot.is_some_and(|old| old != apt) {
                 return Err(bad(format!("payload type {pt} repairs two others")));
             }

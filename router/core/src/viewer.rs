@@ -344,6 +344,14 @@ impl Viewer {
 
 #[cfg(test)]
 impl Viewer {
+    /// Declares media to the protocol library, which then reports on it.
+    pub(crate) fn provoke_media(&mut self) {
+        let mut api = self.rtc.direct_api();
+        let mid = str0m::media::Mid::from("0");
+        api.declare_media(mid, str0m::media::MediaKind::Video);
+        api.declare_stream_tx(7.into(), None, mid, None);
+    }
+
     /// Stands in for bytes that make the protocol library panic.
     pub(crate) fn provoke_panic(&mut self) -> Fault {
         self.guard::<()>(|_| panic!("provoked by a test")).unwrap_err()

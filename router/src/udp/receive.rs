@@ -54,6 +54,8 @@ pub(super) struct BatchReceiver {
     /// The message that is being handed out, and where in it.
     at: usize,
     offset: usize,
+    /// The last call took all that the socket had: a second one would only say so.
+    emptied: bool,
     counts: IngressCounts,
 }
 
@@ -78,6 +80,7 @@ impl BatchReceiver {
             filled: 0,
             at: 0,
             offset: 0,
+            emptied: false,
             counts: IngressCounts::default(),
         }
     }
@@ -87,7 +90,13 @@ impl BatchReceiver {
         self.counts
     }
 
-    /// The next datagram and its sender. `None` when the socket has none.
+    /// The socket may hold datagrams that came after the last call.
+    pub(super) fn look_again(&mut self) {
+        self.emptied = false;
+    }
+
+    /// The next datagram and its sender. `None` when the socket has none, or had none left when
+    /// the last one was taken: say [`Self::look_again`] when it is told to be readable.
     pub(super) fn next(&mut self, socket: &UdpSocket) -> io::Result<Option<(SocketAddr, &[u8])>> {
         loop {
             while self.at < self.filled {
@@ -97,7 +106,7 @@ impl BatchReceiver {
                     return Ok(Some((from, &self.buffer[start..start + len])));
                 }
             }
-            if !self.refill(socket)? {
+            if std::mem::take(&mut self.emptied) || !self.refill(socket)? {
                 return Ok(None);
             }
         }
@@ -144,6 +153,7 @@ impl BatchReceiver {
             match got {
                 Ok(messages) => {
                     let all = messages == self.ask;
+                    self.emptied = !all && !self.one_by_one;
                     self.ask = if all { RECEIVE_MESSAGES_MAX } else { MESSAGES_AT_FIRST };
                     self.filled = messages;
                     return Ok(messages > 0);

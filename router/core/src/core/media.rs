@@ -1,8 +1,8 @@
 //! Media: a stream's frames to its viewers, repairs, replays, keyframe requests.
 //!
 //! Work is noted when it arises and done by [`Core::poll_media`], a batch at a time, so that the
-//! driver can look at its socket in between. Order: controllers of any stream, repairs, then the
-//! passes of frames over observers, then replays. Invariant: a pass looks at the viewers of its own
+//! driver can look at its socket in between. Order: controllers of any stream, in batches of their
+//! own, then repairs, the passes of frames over observers, and replays. Invariant: a pass looks at the viewers of its own
 //! stream, each once.
 
 use std::time::Instant;
@@ -51,11 +51,16 @@ impl Core {
         self.advance(now);
         batch.clear();
         let mut repairs = 0;
+        let mut leads = false;
         while batch.has_room() {
             if let Some(stream) = self.lead.front().copied() {
                 if self.lead_step(stream, batch) {
                     self.lead.pop_front();
                 }
+                leads |= !batch.is_empty();
+            } else if leads {
+                // Controllers do not wait until observers fill the batch.
+                break;
             } else if repairs < REPAIRS_PER_BATCH && !self.repairs.is_empty() {
                 repairs += 1;
                 self.repair_step(batch);
@@ -75,6 +80,12 @@ impl Core {
             self.counters.bytes_out += run.len as u64;
         }
         !batch.is_empty()
+    }
+
+    /// Whether a controller is to be served, which the next batch will do first.
+    #[must_use]
+    pub fn controllers_wait(&self) -> bool {
+        !self.lead.is_empty()
     }
 
     /// A frame was taken in: its viewers are to be served.

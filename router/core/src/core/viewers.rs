@@ -41,10 +41,11 @@ impl Core {
         let accepted = join::accept(
             &self.shared,
             self.now,
-            offer,
+            &offer,
             credentials,
             known.params.as_deref(),
             agent,
+            &mut self.random,
         )?;
         let slot = self.viewers.vacant_entry();
         let key = slot.key();
@@ -389,6 +390,13 @@ impl Core {
 
 #[cfg(test)]
 impl Core {
+    /// Has a viewer's protocol state send reports about media of its own.
+    pub(crate) fn provoke_media(&mut self, session: crate::SessionId) {
+        let key = self.sessions[&session];
+        self.viewers[key].provoke_media();
+        self.mark(key);
+    }
+
     /// Has a viewer's protocol state panic, as bytes from that viewer might.
     pub(crate) fn provoke_panic(&mut self, session: crate::SessionId) {
         let key = self.sessions[&session];

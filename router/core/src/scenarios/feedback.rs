@@ -279,6 +279,8 @@ fn a_viewer_that_asks_is_told_the_round_trip() {
 fn what_the_library_sends_as_media_never_leaves() {
     let (mut w, mut source, mut speaker) = watched();
     w.clients[0].dead = true;
+    // It knows of no media by itself, and so has nothing to say about any.
+    w.core.provoke_media(w.clients[0].session);
     let mut seen = 0;
     for _ in 0..700 {
         let frame = source.next(false);

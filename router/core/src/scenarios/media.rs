@@ -310,6 +310,28 @@ fn a_new_size_is_told_to_everyone() {
 }
 
 #[test]
+fn a_controllers_frame_leaves_before_observers_fill_the_batch() {
+    let mut w = World::new();
+    let mut source = Source::new(1);
+    for role in [Role::Observer, Role::Observer, Role::Controller, Role::Observer] {
+        w.join_connected(role);
+    }
+    source.play(&mut w, 2, true);
+    w.drive(Duration::from_millis(50));
+    let frame = source.next(false);
+    w.core.frame(w.now, STREAM, frame);
+    assert!(w.core.controllers_wait());
+    let mut batch = crate::Batch::new(16, 96 * 1024);
+    assert!(w.core.poll_media(w.now, &mut batch));
+    let controllers: Vec<bool> = batch.runs().iter().map(|run| run.controller).collect();
+    assert_eq!(controllers, [true], "the first batch is the controller's alone");
+    assert!(!w.core.controllers_wait());
+    assert!(w.core.poll_media(w.now, &mut batch));
+    let controllers: Vec<bool> = batch.runs().iter().map(|run| run.controller).collect();
+    assert_eq!(controllers, [false; 3]);
+}
+
+#[test]
 fn playout_delay_is_zero_for_controllers_and_bounded_for_observers() {
     let mut w = World::new();
     let controller = w.join_connected(Role::Controller);

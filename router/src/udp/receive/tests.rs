@@ -69,6 +69,27 @@ fn joined_datagrams_are_cut_apart() {
 }
 
 #[test]
+fn what_comes_while_datagrams_are_handed_out_is_not_forgotten() {
+    let socket = socket("127.0.0.1:0");
+    let mut receiver = BatchReceiver::new(&socket);
+    let sender = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let send = |byte: u8| sender.send_to(&[byte; 3], socket.local_addr().unwrap()).unwrap();
+    send(1);
+    // Of another size than the first, or they would be joined.
+    sender.send_to(&[2; 9], socket.local_addr().unwrap()).unwrap();
+    assert_eq!(receiver.next(&socket).unwrap().unwrap().1, [1; 3]);
+    send(3);
+    receiver.look_again();
+    assert_eq!(receiver.next(&socket).unwrap().unwrap().1, [2; 9]);
+    assert_eq!(receiver.next(&socket).unwrap().unwrap().1, [3; 3]);
+    let calls = receiver.counts().calls;
+    assert!(receiver.next(&socket).unwrap().is_none());
+    assert_eq!(receiver.counts().calls, calls, "it is known to be empty");
+    send(4);
+    assert_eq!(receiver.next(&socket).unwrap().unwrap().1, [4; 3]);
+}
+
+#[test]
 fn what_is_too_long_is_dropped_and_the_next_one_is_not() {
     let socket = socket("127.0.0.1:0");
     for mut receiver in each_way(&socket) {
