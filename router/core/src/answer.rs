@@ -8,9 +8,7 @@ use std::fmt::Write as _;
 
 use crate::codec::OfferedH264;
 use crate::header::Terms;
-use crate::sdp::{
-    OfferFacts, Plan, Section, URI_CAPTURE, URI_MID, URI_PLAYOUT, URI_TWCC,
-};
+use crate::sdp::{OfferFacts, Plan, Section, URI_CAPTURE, URI_MID, URI_PLAYOUT, URI_TWCC};
 
 /// Largest message that a client may send: input messages are far smaller, and more is dropped.
 const MESSAGE_BYTES_MAX: u32 = 262_144;
