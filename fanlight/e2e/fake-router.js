@@ -1,9 +1,10 @@
 // Runs in the page before its own scripts: a WHEP server made of a local peer connection whose video
-// is a canvas, in place of `fetch` for `/whep/`. For tests of the player without a device.
+// is a canvas, in place of `fetch` for `/whep/`. For tests of the player without a device. It answers
+// pings unless `fakeRouter.mute` is set.
 // Invariant: what arrives on the data channels is kept as it came, in `fakeRouter.received`.
 {
   const realFetch = globalThis.fetch;
-  const fake = { answer: 'live', role: 1, requests: [], received: [], server: null, canvas: null };
+  const fake = { answer: 'live', role: 1, requests: [], received: [], mute: false, pings: 0, server: null, canvas: null };
   globalThis.fakeRouter = fake;
 
   globalThis.fetch = async (url, init = {}) => {
@@ -41,6 +42,8 @@
       channel.binaryType = 'arraybuffer';
       channel.onmessage = ({ data }) => {
         const bytes = new Uint8Array(data);
+        if (bytes[0] === 0x09) fake.pings += 1;
+        if (bytes[0] === 0x09 && !fake.mute) fake.say?.([0x8a, ...bytes.slice(1)]);
         if (bytes[0] !== 0x09) fake.received.push({ channel: channel.label, bytes: [...bytes] });
       };
       if (channel.label !== 'input') return;

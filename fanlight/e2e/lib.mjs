@@ -38,8 +38,9 @@ export function fileAppears(path, child, ms) {
 }
 
 /** Starts `fanlight <args>` and gives { child, stop, log }. */
-export function startProcess(args, env = {}) {
+export function startProcess(args, env = {}, cwd = undefined) {
   const child = spawn(BIN, args, {
+    cwd,
     env: { ...process.env, RUST_BACKTRACE: '1', ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

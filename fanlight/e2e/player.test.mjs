@@ -89,6 +89,24 @@ describe('the player', () => {
       await live();
     });
 
+    test('a router that sends nothing but answers is kept, one that is silent is left and joined again', async () => {
+      const still = () => fakeRouter.server.getSenders()[0].replaceTrack(null);
+      await page.evaluate(still);
+      const before = await page.evaluate(() => fakeRouter.pings);
+      await page.waitForFunction((n) => fakeRouter.pings >= n + 8, before, { timeout: 15_000 });
+      const { state, posts } = await page.evaluate(() => ({
+        state: fanlight.player.state, posts: fakeRouter.requests.filter((r) => r.method === 'POST').length }));
+      assert.deepEqual([state, posts], ['live', 1]);
+      const reason = await page.evaluate(() => new Promise((ok) => {
+        fanlight.player.addEventListener('error', (e) => ok(e.detail.reason), { once: true });
+        fakeRouter.mute = true;
+      }));
+      assert.equal(reason, 'SILENT');
+      await page.evaluate(() => { fakeRouter.mute = false; });
+      await page.waitForFunction(() => fakeRouter.requests.filter((r) => r.method === 'POST').length === 2);
+      await live();
+    });
+
     test('a click at five places is a down and an up there, with the lease and the size', async () => {
       const b = await box();
       for (const [fx, fy] of [[0.5, 0.5], [0.02, 0.02], [0.98, 0.02], [0.02, 0.98], [0.98, 0.98]]) {

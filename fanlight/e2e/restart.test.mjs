@@ -10,8 +10,7 @@ import { rmSync } from 'node:fs';
 import { dirname, join, normalize, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import grpc from '@grpc/grpc-js';
-import loader from '@grpc/proto-loader';
+import { call, eventually, service } from './backend.mjs';
 import { BIN, figure, openPage, startBrowser, startProcess, tempDir, waitReady } from './lib.mjs';
 
 const repository = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -131,33 +130,6 @@ function current(page, ms) {
     gap = Math.max(gap, performance.now() - last);
     return { frames, gap_ms: Math.round(gap) };
   }, ms);
-}
-
-function service(name, addr) {
-  const file = `fanlight/control/v1/${name}_service.proto`;
-  const definition = loader.loadSync(file, { includeDirs: [join(repository, 'proto')], keepCase: true, enums: String, longs: String });
-  const v1 = grpc.loadPackageDefinition(definition).fanlight.control.v1;
-  const Service = v1[`${name[0].toUpperCase()}${name.slice(1)}Service`];
-  return new Service(addr, grpc.credentials.createInsecure());
-}
-
-function call(client, method, request) {
-  return new Promise((ok, bad) => {
-    client[method](request, { deadline: Date.now() + 5_000 }, (error, answer) => (error ? bad(error) : ok(answer)));
-  });
-}
-
-// Repeats a call that is too early: nodes link and devices are reached on their own time.
-async function eventually(make) {
-  const deadline = Date.now() + 15_000;
-  for (;;) {
-    try {
-      return await make();
-    } catch (error) {
-      if (Date.now() > deadline) throw error;
-      await new Promise((ok) => setTimeout(ok, 100));
-    }
-  }
 }
 
 function serve(root) {

@@ -19,6 +19,7 @@ use str0m::crypto::dtls::{
     ProtocolVersion, SrtpProfile,
 };
 
+use crate::signing;
 use crate::srtp::{Keying, Profile};
 
 /// Configurations that are kept, one for each MTU. Those of further MTUs are made anew each time.
@@ -146,7 +147,9 @@ fn config(mtu: Option<usize>) -> Result<Arc<dimpl::Config>, CryptoError> {
         return Ok(Arc::clone(config));
     }
     // ICE has verified the peer's address before, so a cookie adds nothing.
-    let mut builder = dimpl::Config::builder().use_server_cookie(false);
+    let mut builder = dimpl::Config::builder()
+        .with_crypto_provider(signing::provider())
+        .use_server_cookie(false);
     if let Some(mtu) = mtu {
         builder = builder.mtu(mtu);
     }

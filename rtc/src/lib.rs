@@ -6,4 +6,5 @@
 #[doc(hidden)]
 pub mod fuzz;
 pub mod keys;
+mod signing;
 pub mod srtp;

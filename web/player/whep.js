@@ -1,7 +1,7 @@
 /**
  * A WHEP client for Fanlight's routers (draft-ietf-wish-whep): one POST, one answer, one DELETE,
- * and coming back by itself. Not a user interface. Invariant: at most one peer connection and one
- * timer at a time; whatever belongs to an older attempt is ignored.
+ * and coming back by itself. Not a user interface. Invariant: at most one peer connection, one timer
+ * and one heartbeat at a time; whatever belongs to an older attempt is ignored.
  *
  *     const client = new WhepClient('https://router/whep/x', { token });
  *     client.addEventListener('stream', (e) => { video.srcObject = e.detail; });
@@ -14,6 +14,8 @@
  *   channels     { open }: whether input can be sent
  *   error        a WhepError; `error.retryable` tells whether the client goes on by itself
  */
+
+import { encodeMessage } from './wire.js';
 
 /** Why the server, or the way to it, refused. */
 export class WhepError extends Error {
@@ -34,6 +36,8 @@ const BACKOFF = { baseMs: 300, capMs: 8000 };
 const CONNECT_TIMEOUT_MS = 10_000;
 /** "disconnected" often heals; the router's own limit is longer. */
 const DISCONNECT_GRACE_MS = 2_500;
+/** How often a quiet connection is asked for a sign of life. */
+const HEARTBEAT_MS = 400;
 /** A connection that held this long starts the back-off over. */
 const STABLE_MS = 5_000;
 /** Above this a move is not worth queueing: a newer one comes with the next frame. */
@@ -78,6 +82,37 @@ export async function problemOf(response) {
   });
 }
 
+/**
+ * Tells a dead router from a quiet one: a static screen sends nothing, and ICE takes seconds to give
+ * up. Looked at every `HEARTBEAT_MS`; a late timer (a page in the background) only makes it slower.
+ */
+export class Heartbeat {
+  #packets;
+  #asked = 0;
+  #asksMax = 2;
+
+  /** Something came from the router; a pong says how long it took. */
+  heard(roundTripMs = 0) {
+    this.#asked = 0;
+    // Three round trips, so that a slow path is not taken for a dead one.
+    if (roundTripMs > 0) {
+      this.#asksMax = Math.min(12, Math.max(2, Math.ceil((3 * roundTripMs) / HEARTBEAT_MS)));
+    }
+  }
+
+  /** With the packets of media received so far. Gives `fine`, `ask` (send a ping) or `dead`. */
+  look(packets) {
+    if (packets !== this.#packets) {
+      this.#packets = packets;
+      this.#asked = 0;
+      return 'fine';
+    }
+    if (this.#asked >= this.#asksMax) return 'dead';
+    this.#asked += 1;
+    return 'ask';
+  }
+}
+
 export class WhepClient extends EventTarget {
   #url;
   #options;
@@ -88,6 +123,8 @@ export class WhepClient extends EventTarget {
   #channels = {};
   #session; // URL to DELETE
   #timer = 0;
+  #heart;
+  #heartTimer = 0;
   #wasConnected = false;
   #connectedAt = Infinity;
   #abort;
@@ -185,10 +222,18 @@ export class WhepClient extends EventTarget {
     };
     const { input } = this.#channels;
     input.binaryType = 'arraybuffer';
-    input.onopen = () => current() && this.#emit('channels', { open: true });
+    input.onopen = () => {
+      if (!current()) return;
+      this.#heart = new Heartbeat();
+      this.#heartTimer = setInterval(() => this.#beat(pc), HEARTBEAT_MS);
+      this.#emit('channels', { open: true });
+    };
     input.onclose = () => current() && this.#lost(closed());
     input.onmessage = ({ data }) => {
-      if (current() && data instanceof ArrayBuffer) this.#emit('message', new Uint8Array(data));
+      if (!current() || !(data instanceof ArrayBuffer)) return;
+      const bytes = new Uint8Array(data);
+      this.#heart?.heard(roundTrip(bytes));
+      this.#emit('message', bytes);
     };
     pc.ontrack = ({ track, streams }) => {
       if (current()) this.#emit('stream', streams[0] ?? new MediaStream([track]));
@@ -207,6 +252,18 @@ export class WhepClient extends EventTarget {
       this.#wait(DISCONNECT_GRACE_MS, () => this.#lost(closed()));
     } else if (state === 'failed' || state === 'closed') {
       this.#lost(closed());
+    }
+  }
+
+  /** Asks a router that has been silent for a sign of life, and gives it up when there is none. */
+  async #beat(pc) {
+    const generation = this.#generation;
+    const packets = await packetsReceived(pc);
+    if (generation !== this.#generation) return;
+    const next = this.#heart.look(packets);
+    if (next === 'dead') this.#lost(silent());
+    if (next === 'ask') {
+      this.send(encodeMessage({ type: 'ping', seq: 0, lease_epoch: 0, t_ms: clockMs() }), true);
     }
   }
 
@@ -260,6 +317,7 @@ export class WhepClient extends EventTarget {
   #drop() {
     this.#generation += 1;
     clearTimeout(this.#timer);
+    clearInterval(this.#heartTimer);
     this.#abort?.abort();
     const open = this.#channels.input?.readyState === 'open';
     this.#channels = {};
@@ -315,6 +373,32 @@ function timedOut(answered) {
     detail: answered
       ? 'The router answered, but no media path to it opened. Is its UDP port reachable?'
       : 'No answer from the router in time.' });
+}
+
+/** A clock that comes back in pongs: 32 bits of milliseconds. */
+function clockMs() {
+  return Math.round(performance.now()) >>> 0;
+}
+
+/** What a pong (WIRE.md, 5.3) says of the round trip; undefined for any other message. */
+function roundTrip(bytes) {
+  if (bytes[0] !== 0x8a || bytes.length !== 16) return undefined;
+  return (clockMs() - new DataView(bytes.buffer).getUint32(12)) >>> 0;
+}
+
+/** Packets of media so far; undefined while there is no media. */
+async function packetsReceived(pc) {
+  try {
+    const reports = [...(await pc.getStats()).values()];
+    return reports.find((r) => r.type === 'inbound-rtp')?.packetsReceived;
+  } catch {
+    return undefined; // closed meanwhile
+  }
+}
+
+function silent() {
+  return new WhepError({ title: 'Connection lost', detail: 'The router does not answer any more.',
+    reason: 'SILENT', retryable: true });
 }
 
 function closed() {

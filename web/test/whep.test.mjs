@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { formatBitrate, summarise } from '../player/overlay.js';
-import { backoffDelay, problemOf, retryAfter } from '../player/whep.js';
+import { backoffDelay, Heartbeat, problemOf, retryAfter } from '../player/whep.js';
 
 const BACKOFF = { baseMs: 300, capMs: 8000 };
 
@@ -33,6 +33,37 @@ test('Retry-After is seconds or a date, and bounded', () => {
   assert.equal(retryAfter('Wed, 31 Dec 2025 00:00:00 GMT', now), 0);
   assert.equal(retryAfter('99999999'), 60_000);
   for (const nothing of [null, '', 'soon', '-1']) assert.equal(retryAfter(nothing, now), 0);
+});
+
+test('a router that sends media is not asked for signs of life', () => {
+  const heart = new Heartbeat();
+  for (let packets = 1; packets < 50; packets += 1) assert.equal(heart.look(packets), 'fine');
+});
+
+test('a static screen is kept as long as pongs come', () => {
+  const heart = new Heartbeat();
+  heart.look(7);
+  for (let i = 0; i < 50; i += 1) {
+    assert.equal(heart.look(7), 'ask');
+    heart.heard(30);
+  }
+});
+
+test('a router that answers nothing is dead after two questions', () => {
+  const heart = new Heartbeat();
+  assert.deepEqual([7, 7, 7, 7].map((n) => heart.look(n)), ['fine', 'ask', 'ask', 'dead']);
+  const never = new Heartbeat();
+  assert.deepEqual([0, 0, 0].map(() => never.look(undefined)), ['ask', 'ask', 'dead']);
+});
+
+test('a slow path is given three round trips, and no more than five seconds', () => {
+  for (const [roundTripMs, asks] of [[100, 2], [600, 5], [60_000, 12]]) {
+    const heart = new Heartbeat();
+    heart.look(7);
+    heart.heard(roundTripMs);
+    const looks = Array.from({ length: asks + 1 }, () => heart.look(7));
+    assert.deepEqual(looks, [...Array(asks).fill('ask'), 'dead'], String(roundTripMs));
+  }
 });
 
 function response(status, body, headers = {}) {

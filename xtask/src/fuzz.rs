@@ -2,7 +2,10 @@
 //! Invariant: a finding fails the command and leaves its input in the package's
 //! `fuzz/artifacts`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -26,12 +29,8 @@ pub(crate) fn run(seconds: u64, only: Option<&str>) -> Result<()> {
             }
             println!("== {name}");
             let time = format!("-max_total_time={seconds}");
-            let args = ["+nightly", "fuzz", "run", &target, "--", &time, "-rss_limit_mb=2048"];
-            shell::run(
-                cmd("cargo", &args)
-                    .args(["-print_final_stats=1", "-verbosity=0"])
-                    .current_dir(&dir),
-            )
+            let limits = ["--", &time, "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"];
+            shell::run(cargo_fuzz().args(["run", &target]).args(limits).current_dir(&dir))
             .with_context(|| format!("fuzz target {name}"))?;
             ran += 1;
         }
@@ -43,11 +42,23 @@ pub(crate) fn run(seconds: u64, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
+/// `cargo fuzz` by a nightly toolchain; where there is none, by the present one, told to take the
+/// compiler flags that it needs.
+fn cargo_fuzz() -> Command {
+    let has_nightly = output(&mut cmd("rustup", &["toolchain", "list"]))
+        .is_ok_and(|list| list.lines().any(|name| name.starts_with("nightly")));
+    let mut command = cmd("cargo", if has_nightly { &["+nightly", "fuzz"] } else { &["fuzz"] });
+    if !has_nightly {
+        command.env("RUSTC_BOOTSTRAP", "1");
+    }
+    command
+}
+
 fn targets(package: &Path) -> Result<Vec<String>> {
     let fuzz: PathBuf = package.join("fuzz");
     if !fuzz.is_dir() {
         return Ok(Vec::new());
     }
-    let list = output(cmd("cargo", &["+nightly", "fuzz", "list"]).current_dir(package))?;
+    let list = output(cargo_fuzz().arg("list").current_dir(package))?;
     Ok(list.lines().map(str::to_owned).collect())
 }

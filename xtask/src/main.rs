@@ -5,6 +5,8 @@
 
 mod bench;
 mod check;
+mod dashboard;
+mod deploy;
 mod fuzz;
 mod setup;
 mod shell;
@@ -36,6 +38,8 @@ enum Command {
         #[arg(long, conflicts_with = "rust_only")]
         e2e_only: bool,
     },
+    /// Writes the Grafana dashboard anew from its table.
+    Dashboard,
     /// What no compiler checks: dependency direction, file headers, sizes, documented metrics.
     Tidy,
     /// Runs every fuzz target for a while (needs a nightly toolchain and cargo-fuzz).
@@ -55,6 +59,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Check => check::run(),
         Command::Test { rust_only, e2e_only } => test::run(!e2e_only, !rust_only),
+        Command::Dashboard => dashboard::write(),
         Command::Tidy => tidy::run(),
         Command::Fuzz { seconds, only } => fuzz::run(seconds, only.as_deref()),
         Command::Bench(options) => bench::run_bench(&options),

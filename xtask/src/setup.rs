@@ -9,11 +9,12 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{cmd, has, output, root, run, target};
 
 /// Program looked for, Debian package that brings it.
-const PACKAGES: [(&str, &str); 5] = [
+const PACKAGES: [(&str, &str); 6] = [
     ("adb", "adb"),
     ("chromium", "chromium"),
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("promtool", "prometheus"),
     ("python3", "python3-venv"),
 ];
 
@@ -51,7 +52,8 @@ pub(crate) fn node_packages() -> Result<()> {
     Ok(std::fs::write(stamp, lock)?)
 }
 
-/// A Python environment with the third-party WHEP client; gives its interpreter.
+/// A Python environment with the third-party WHEP client and the schemas of Kubernetes; gives its
+/// interpreter.
 pub(crate) fn python() -> Result<PathBuf> {
     let venv = target().join("e2e/venv");
     let python = venv.join("bin/python");

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
-    setup,
+    deploy, setup,
     shell::{self, cmd, root, target},
 };
 
@@ -37,6 +37,7 @@ fn browser() -> Result<()> {
     // With `--workspace`, features are the ones that the tests were built with: nothing is built
     // twice.
     shell::run(&mut cmd("cargo", &["build", "--locked", "--workspace", "--bin", "fanlight"]))?;
+    deploy::check()?;
     let artefacts = target().join("e2e");
     std::fs::create_dir_all(&artefacts)?;
     let dir = root().join("fanlight/e2e");
