@@ -37,7 +37,8 @@ describe('aiortc', { timeout: 400_000 }, () => {
     const after = await quiet();
     figure('state_before_and_after_200_joins', { before, after });
     assert.equal(after.sockets, before.sockets, 'sockets');
-    assert.equal(after.threads, before.threads, 'threads');
+    // One that had nothing to do for ten seconds may have ended meanwhile.
+    assert.ok(after.threads <= before.threads, `threads: ${before.threads}, then ${after.threads}`);
     for (const [name, value] of Object.entries(before.gauges)) assert.equal(after.gauges[name], value, name);
     assert.ok(after.rss_kib - before.rss_kib < 6 * 1024, `grew by ${after.rss_kib - before.rss_kib} KiB`);
   });

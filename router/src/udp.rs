@@ -260,6 +260,7 @@ mod tests {
             let viewer = std::net::UdpSocket::bind((ip, 0)).unwrap();
             viewer.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
             viewer.send_to(b"to", candidate).unwrap();
+            socket.look_again();
             let (from, to, bytes) = socket.receive().unwrap().expect("a datagram");
             assert_eq!((from, to, bytes), (viewer.local_addr().unwrap(), candidate, &b"to"[..]));
             assert_eq!(socket.send(from, b"back"), Sent::Done);

@@ -147,9 +147,8 @@ fn config(mtu: Option<usize>) -> Result<Arc<dimpl::Config>, CryptoError> {
         return Ok(Arc::clone(config));
     }
     // ICE has verified the peer's address before, so a cookie adds nothing.
-    let mut builder = dimpl::Config::builder()
-        .with_crypto_provider(signing::provider())
-        .use_server_cookie(false);
+    let mut builder =
+        dimpl::Config::builder().with_crypto_provider(signing::provider()).use_server_cookie(false);
     if let Some(mtu) = mtu {
         builder = builder.mtu(mtu);
     }

@@ -63,12 +63,7 @@ struct SharedKey {
 }
 
 impl SigningKey for SharedKey {
-    fn sign(
-        &mut self,
-        data: &[u8],
-        hash: HashAlgorithm,
-        out: &mut Buf,
-    ) -> Result<(), CryptoError> {
+    fn sign(&mut self, data: &[u8], hash: HashAlgorithm, out: &mut Buf) -> Result<(), CryptoError> {
         self.key.lock().unwrap_or_else(PoisonError::into_inner).sign(data, hash, out)
     }
 

@@ -25,11 +25,7 @@ const ROWS: &[Row] = &[
     Row {
         question: "Do people see their devices?",
         panels: &[
-            Panel {
-                title: "Viewers",
-                unit: "short",
-                lines: &[("fanlight:viewers", "{{node}}")],
-            },
+            Panel { title: "Viewers", unit: "short", lines: &[("fanlight:viewers", "{{node}}")] },
             Panel {
                 title: "Join, p95",
                 unit: "s",
@@ -83,7 +79,10 @@ const ROWS: &[Row] = &[
                 title: "Input to devices",
                 unit: "ops",
                 lines: &[
-                    ("sum by (node) (rate(fanlight_router_inputs_forwarded_total[1m]))", "{{node}}"),
+                    (
+                        "sum by (node) (rate(fanlight_router_inputs_forwarded_total[1m]))",
+                        "{{node}}",
+                    ),
                     (
                         "sum by (node) (rate(fanlight_router_inputs_denied_rate_total[1m]))",
                         "{{node}} too fast",

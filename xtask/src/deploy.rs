@@ -149,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_metric_that_nothing_exports_is_found() {
-        let known = BTreeSet::from(["fanlight_a_seconds".to_owned(), "fanlight_b_total".to_owned()]);
+        let known =
+            BTreeSet::from(["fanlight_a_seconds".to_owned(), "fanlight_b_total".to_owned()]);
         let text = "rate(fanlight_b_total[1m]) + fanlight:c + fanlight_a_seconds_bucket{le=\"1\"}";
         let found: Vec<_> = names(text).collect();
         assert_eq!(found, ["fanlight_b_total", "fanlight_a_seconds_bucket"]);

@@ -29,9 +29,10 @@ pub(crate) fn run(seconds: u64, only: Option<&str>) -> Result<()> {
             }
             println!("== {name}");
             let time = format!("-max_total_time={seconds}");
-            let limits = ["--", &time, "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"];
+            let limits =
+                ["--", &time, "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"];
             shell::run(cargo_fuzz().args(["run", &target]).args(limits).current_dir(&dir))
-            .with_context(|| format!("fuzz target {name}"))?;
+                .with_context(|| format!("fuzz target {name}"))?;
             ran += 1;
         }
     }
