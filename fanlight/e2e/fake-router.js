@@ -43,7 +43,7 @@
       channel.onmessage = ({ data }) => {
         const bytes = new Uint8Array(data);
         if (bytes[0] === 0x09) fake.pings += 1;
-        if (bytes[0] === 0x09 && !fake.mute) fake.say?.([0x8a, ...bytes.slice(1)]);
+        if (bytes[0] === 0x09 && !fake.mute) channel.send(Uint8Array.from([0x8a, ...bytes.slice(1)]));
         if (bytes[0] !== 0x09) fake.received.push({ channel: channel.label, bytes: [...bytes] });
       };
       if (channel.label !== 'input') return;

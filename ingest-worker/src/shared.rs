@@ -6,7 +6,7 @@
 use std::{sync::Arc, time::Instant};
 
 use fanlight_wire::input::{
-    CLIPBOARD_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
+    CLIPBOARD_TO_VIEWER_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -276,7 +276,7 @@ impl Sink {
         if self.shared.capture.lock().number != self.number {
             return;
         }
-        let text = cut_at_char(text, CLIPBOARD_MAX).to_owned();
+        let text = cut_at_char(text, CLIPBOARD_TO_VIEWER_MAX).to_owned();
         let message = DeviceMessage { seq: 0, lease_epoch: 0, body: DeviceBody::Clipboard(text) };
         let mut bytes = Vec::new();
         if message.encode(&mut bytes).is_ok() {

@@ -220,6 +220,10 @@ async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, P
     // has it, also when the client hangs up and this future is dropped.
     let mut guard = Unjoined { whep, id: Some(opened.id) };
     whep.metrics.count("fanlight_router_sessions_opened_total");
+    // Whoever was barred while the body arrived was not among the sessions that were ended then.
+    if whep.tokens.is_barred(&opened.token_id, stream.name(), opened.subject.as_str()) {
+        return Err(token_problem(TokenError::Barred));
+    }
     let answer = ask_shard(whep, &stream, &opened, &claims, offer, user_agent(&parts.headers));
     let answer = answer.await?;
     guard.id = None;

@@ -37,7 +37,7 @@ const CONNECT_TIMEOUT_MS = 10_000;
 /** "disconnected" often heals; the router's own limit is longer. */
 const DISCONNECT_GRACE_MS = 2_500;
 /** How often a quiet connection is asked for a sign of life. */
-const HEARTBEAT_MS = 400;
+const HEARTBEAT_MS = 300;
 /** A connection that held this long starts the back-off over. */
 const STABLE_MS = 5_000;
 /** Above this a move is not worth queueing: a newer one comes with the next frame. */
@@ -85,18 +85,21 @@ export async function problemOf(response) {
 /**
  * Tells a dead router from a quiet one: a static screen sends nothing, and ICE takes seconds to give
  * up. Looked at every `HEARTBEAT_MS`; a late timer (a page in the background) only makes it slower.
+ * One for all connections of a client: what is known of the path outlives them.
  */
 export class Heartbeat {
   #packets;
   #asked = 0;
-  #asksMax = 2;
+  /** Many, until it is known how long a pong takes. */
+  #asksMax = 12;
 
   /** Something came from the router; a pong says how long it took. */
-  heard(roundTripMs = 0) {
+  heard(roundTripMs) {
     this.#asked = 0;
-    // Three round trips, so that a slow path is not taken for a dead one.
-    if (roundTripMs > 0) {
-      this.#asksMax = Math.min(12, Math.max(2, Math.ceil((3 * roundTripMs) / HEARTBEAT_MS)));
+    // Three round trips, so that a slow path is not taken for a dead one. Four questions, because
+    // each and its answer may be lost: one in ten at 5 % loss.
+    if (roundTripMs !== undefined) {
+      this.#asksMax = Math.min(12, Math.max(4, Math.ceil((3 * roundTripMs) / HEARTBEAT_MS)));
     }
   }
 
@@ -107,9 +110,12 @@ export class Heartbeat {
       this.#asked = 0;
       return 'fine';
     }
-    if (this.#asked >= this.#asksMax) return 'dead';
+    return this.#asked >= this.#asksMax ? 'dead' : 'ask';
+  }
+
+  /** A ping went out. */
+  asked() {
     this.#asked += 1;
-    return 'ask';
   }
 }
 
@@ -123,8 +129,9 @@ export class WhepClient extends EventTarget {
   #channels = {};
   #session; // URL to DELETE
   #timer = 0;
-  #heart;
+  #heart = new Heartbeat();
   #heartTimer = 0;
+  #beating = false;
   #wasConnected = false;
   #connectedAt = Infinity;
   #abort;
@@ -220,21 +227,23 @@ export class WhepClient extends EventTarget {
       input: pc.createDataChannel('input', { ordered: true }),
       moves: pc.createDataChannel('input-moves', { ordered: false, maxRetransmits: 0 }),
     };
-    const { input } = this.#channels;
-    input.binaryType = 'arraybuffer';
+    const { input, moves } = this.#channels;
     input.onopen = () => {
       if (!current()) return;
-      this.#heart = new Heartbeat();
+      this.#heart.heard();
       this.#heartTimer = setInterval(() => this.#beat(pc), HEARTBEAT_MS);
       this.#emit('channels', { open: true });
     };
     input.onclose = () => current() && this.#lost(closed());
-    input.onmessage = ({ data }) => {
-      if (!current() || !(data instanceof ArrayBuffer)) return;
-      const bytes = new Uint8Array(data);
-      this.#heart?.heard(roundTrip(bytes));
-      this.#emit('message', bytes);
-    };
+    for (const channel of [input, moves]) {
+      channel.binaryType = 'arraybuffer';
+      channel.onmessage = ({ data }) => {
+        if (!current() || !(data instanceof ArrayBuffer)) return;
+        const bytes = new Uint8Array(data);
+        this.#heart.heard(roundTrip(bytes));
+        this.#emit('message', bytes);
+      };
+    }
     pc.ontrack = ({ track, streams }) => {
       if (current()) this.#emit('stream', streams[0] ?? new MediaStream([track]));
     };
@@ -257,13 +266,18 @@ export class WhepClient extends EventTarget {
 
   /** Asks a router that has been silent for a sign of life, and gives it up when there is none. */
   async #beat(pc) {
+    // A look that takes longer than the interval is one look.
+    if (this.#beating) return;
     const generation = this.#generation;
+    this.#beating = true;
     const packets = await packetsReceived(pc);
+    this.#beating = false;
     if (generation !== this.#generation) return;
     const next = this.#heart.look(packets);
     if (next === 'dead') this.#lost(silent());
     if (next === 'ask') {
-      this.send(encodeMessage({ type: 'ping', seq: 0, lease_epoch: 0, t_ms: clockMs() }), true);
+      const ping = encodeMessage({ type: 'ping', seq: 0, lease_epoch: 0, t_ms: clockMs() });
+      if (this.send(ping, true)) this.#heart.asked();
     }
   }
 

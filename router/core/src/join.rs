@@ -78,8 +78,6 @@ pub(crate) struct Shared {
     crypto: Arc<CryptoProvider>,
     certificate: Option<DtlsCert>,
     candidates: Vec<Candidate>,
-    /// The same as lines of an answer.
-    candidate_lines: Vec<String>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -95,10 +93,9 @@ impl Shared {
         let certificate = crypto.dtls_provider.generate_certificate();
         // An address that cannot be a candidate (unspecified, multicast) is left out.
         let tcp = tcp_candidates.iter().filter_map(|a| tcp_candidate(*a));
-        let candidates: Vec<Candidate> =
+        let candidates =
             candidates.iter().filter_map(|a| Candidate::host(*a, "udp").ok()).chain(tcp).collect();
-        let candidate_lines = candidates.iter().map(Candidate::to_sdp_string).collect();
-        Self { crypto, certificate, candidates, candidate_lines }
+        Self { crypto, certificate, candidates }
     }
 }
 
@@ -132,7 +129,7 @@ pub(crate) fn accept(
     let keys = KeySlot::new(Decoy::Yes);
     let connect = || connect(shared, now, facts, credentials.clone(), &keys);
     let rtc = catch_unwind(AssertUnwindSafe(connect));
-    let (rtc, fingerprint) = match rtc {
+    let Connecting { rtc, fingerprint, candidates } = match rtc {
         Ok(Ok(made)) => made,
         Ok(Err(error)) => {
             tracing::warn!(%error, "the protocol library refused a session");
@@ -149,7 +146,7 @@ pub(crate) fn accept(
         pwd: &credentials.pass,
         fingerprint: &fingerprint,
         active: facts.setup == "passive",
-        candidates: &shared.candidate_lines,
+        candidates: &candidates,
         format,
         terms: &terms,
     };
@@ -189,15 +186,21 @@ fn terms(
     })
 }
 
-/// The protocol state of one viewer: ICE-lite, DTLS and, if asked for, SCTP. With it our
-/// fingerprint, as it stands in an answer.
+/// A viewer's protocol state, and what an answer says of it.
+struct Connecting {
+    rtc: Rtc,
+    fingerprint: String,
+    candidates: Vec<String>,
+}
+
+/// The protocol state of one viewer: ICE-lite, DTLS and, if asked for, SCTP.
 fn connect(
     shared: &Shared,
     now: Instant,
     facts: &OfferFacts,
     credentials: IceCreds,
     slot: &KeySlot,
-) -> Result<(Rtc, String), RtcError> {
+) -> Result<Connecting, RtcError> {
     let mut config = RtcConfig::new()
         .set_crypto_provider(Arc::clone(&shared.crypto))
         .set_ice_lite(true)
@@ -208,9 +211,9 @@ fn connect(
         config = config.set_dtls_cert(certificate.clone());
     }
     let mut rtc = keys::with_slot(slot, || config.build(now));
-    for candidate in &shared.candidates {
-        rtc.add_local_candidate(candidate.clone());
-    }
+    // As it gives them back they have priorities that fall in this order.
+    let add = |c: &Candidate| rtc.add_local_candidate(c.clone()).map(Candidate::to_sdp_string);
+    let candidates = shared.candidates.iter().filter_map(add).collect();
     let active = facts.setup == "passive";
     let mut api = rtc.direct_api();
     api.set_ice_controlling(false);
@@ -227,7 +230,7 @@ fn connect(
         api.start_sctp(active);
     }
     let fingerprint = api.local_dtls_fingerprint().to_string();
-    Ok((rtc, fingerprint))
+    Ok(Connecting { rtc, fingerprint, candidates })
 }
 
 /// A candidate that is connected to, never from (RFC 6544).

@@ -20,6 +20,10 @@ pub const TEXT_MAX: usize = 1024;
 /// Greatest clipboard text either way, in bytes.
 pub const CLIPBOARD_MAX: usize = 64 * 1024;
 
+/// Greatest clipboard text towards a viewer: with its head it fits into the 65,536 bytes that every
+/// WebRTC peer takes as one message (RFC 8841, 6.1).
+pub const CLIPBOARD_TO_VIEWER_MAX: usize = CLIPBOARD_MAX - HEADER_LEN - 4;
+
 /// Greatest message either way.
 pub const MESSAGE_MAX: usize = HEADER_LEN + 6 + CLIPBOARD_MAX;
 

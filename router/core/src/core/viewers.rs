@@ -8,6 +8,7 @@ use fanlight_wire::input::{
     CHANNEL_INPUT, CHANNEL_MOVES, DeviceBody, DeviceMessage, Role as WireRole,
 };
 use rand::Rng;
+use str0m::channel::ChannelId;
 use str0m::{Event, IceConnectionState};
 
 use super::{Core, Due, TIMER_GRAIN, local_for};
@@ -181,8 +182,8 @@ impl Core {
             |t| {
                 let to = Route { proto: proto(t.proto), addr: t.destination };
                 match demux::kind(&t.contents) {
-                    // Where DTLS and the library's own RTCP go is the path that ICE chose. STUN
-                    // goes to every path that is being checked.
+                    // Where DTLS goes (and the library's own RTCP, had it media) is the path that
+                    // ICE chose. STUN goes to every path that is being checked.
                     Some(Kind::Media) => {
                         route = Some(to);
                         dropped += 1;
@@ -254,7 +255,7 @@ impl Core {
             Event::ChannelData(data)
                 if [viewer.input_channel, viewer.moves_channel].contains(&Some(data.id)) =>
             {
-                self.input(key, &data.data);
+                self.input(key, data.id, &data.data);
             }
             _ => {}
         }
@@ -286,8 +287,9 @@ impl Core {
         }
     }
 
-    /// An input message arrived from a viewer.
-    pub(super) fn input(&mut self, key: usize, bytes: &[u8]) {
+    /// An input message arrived from a viewer. What it is answered goes back by the same channel: a
+    /// pong that waits behind a lost message would say that nobody is here.
+    pub(super) fn input(&mut self, key: usize, channel: ChannelId, bytes: &[u8]) {
         let Some(viewer) = self.viewers.get_mut(key) else { return };
         if viewer.state != ViewerState::Live {
             return;
@@ -301,7 +303,8 @@ impl Core {
             self.out.push_back(Output::ToDevice { stream, viewer: session, message });
         }
         if let Some(reply) = handled.reply {
-            self.send_message(key, &reply);
+            let pong = matches!(reply.body, DeviceBody::Pong { .. });
+            self.send_message(key, pong.then_some(channel), &reply);
         }
     }
 
@@ -324,7 +327,7 @@ impl Core {
             Role::Controller => WireRole::Controller,
         };
         let body = DeviceBody::Session { w, h, rotation: stream.rotation & 3, role };
-        self.send_message(key, &DeviceMessage { seq: 0, lease_epoch: 0, body });
+        self.send_message(key, None, &DeviceMessage { seq: 0, lease_epoch: 0, body });
     }
 
     /// Tells every viewer of a stream its size.
@@ -335,17 +338,23 @@ impl Core {
         }
     }
 
-    pub(super) fn send_message(&mut self, key: usize, message: &DeviceMessage) {
+    /// Sends a message by this channel, or by the `input` channel.
+    fn send_message(&mut self, key: usize, by: Option<ChannelId>, message: &DeviceMessage) {
         let mut bytes = Vec::with_capacity(24);
         if message.encode(&mut bytes).is_ok() {
-            self.write_input(key, &bytes);
+            let input = self.viewers.get(key).and_then(|v| v.input_channel);
+            self.write_channel(key, by.or(input), &bytes);
         }
     }
 
     /// Writes to a viewer's `input` channel, if it has one.
     pub(super) fn write_input(&mut self, key: usize, bytes: &[u8]) {
-        let Some(viewer) = self.viewers.get_mut(key) else { return };
-        let Some(channel) = viewer.input_channel else { return };
+        let input = self.viewers.get(key).and_then(|v| v.input_channel);
+        self.write_channel(key, input, bytes);
+    }
+
+    fn write_channel(&mut self, key: usize, channel: Option<ChannelId>, bytes: &[u8]) {
+        let (Some(viewer), Some(channel)) = (self.viewers.get_mut(key), channel) else { return };
         match viewer.write(channel, bytes) {
             Ok(true) => {}
             Ok(false) | Err(Fault::Error) => self.counters.channel_messages_dropped += 1,

@@ -209,6 +209,38 @@ fn who_will_not_begin_the_handshake_is_answered_by_one_who_does() {
 }
 
 #[test]
+fn candidates_are_told_in_the_order_of_preference() {
+    #[allow(clippy::disallowed_methods, reason = "a test's epoch")]
+    let now = Instant::now();
+    let candidates = ["192.0.2.1:5000", "192.0.2.2:5000", "192.0.2.3:5000"];
+    let config = CoreConfig::new(candidates.map(|c| c.parse().unwrap()).to_vec());
+    let mut core = Core::new(config, now, 1);
+    core.stream_up(now, STREAM, StreamInfo::new("streams/test", 1));
+    let offer = parse_offer(VIDEO_DATA).unwrap();
+    let request = JoinRequest {
+        id: SessionId(1),
+        stream: STREAM,
+        offer,
+        viewer: "viewer".into(),
+        role: Role::Observer,
+        max_session: None,
+        user_agent: None,
+    };
+    let sdp = core.join(now, request).unwrap().sdp;
+    let told: Vec<(&str, u32)> = sdp
+        .lines()
+        .filter_map(|l| l.strip_prefix("a=candidate:"))
+        .map(|l| l.split(' ').collect::<Vec<_>>())
+        .map(|words| (words[4], words[3].parse().unwrap()))
+        .collect();
+    assert_eq!(
+        told.iter().map(|t| t.0).collect::<Vec<_>>(),
+        ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
+    );
+    assert!(told.windows(2).all(|pair| pair[0].1 > pair[1].1), "{told:?}");
+}
+
+#[test]
 fn a_fingerprint_is_thirty_two_pairs_of_hexadecimal_digits() {
     let start = VIDEO_DATA.find("sha-256 ").unwrap() + 8;
     let end = start + VIDEO_DATA[start..].find('\r').unwrap();
