@@ -124,6 +124,8 @@ impl Worker {
             members.insert(device.device.clone(), Member::new(device.clone(), sender, shared));
         }
         devices.close();
+        // Also where none is ever reached.
+        metrics::gauge!("fanlight_ingest_devices_online").increment(0.0);
         metrics::gauge!("fanlight_ingest_devices").set(config.devices.len() as f64);
         let fleet = Arc::new(Fleet::new(members, board.clone(), drain.clone()));
         let readiness = Readiness::new();

@@ -218,8 +218,7 @@ fn speed(prepare: Prepare, viewers: usize, cpus: &[usize], time: Duration) -> Re
             .iter()
             .map(|cpu| {
                 scope.spawn(|| {
-                    pin(*cpu)?;
-                    let sinks = Sinks::new(viewers);
+                    let sinks = pin(*cpu).and_then(|()| Sinks::new(viewers));
                     let work = match &sinks {
                         Ok(sinks) => prepare(sinks, viewers),
                         Err(e) => Err(anyhow!("{e:#}")),

@@ -226,7 +226,7 @@ impl Router {
             return Ok(None);
         }
         let quic = if cfg.quic_announce.is_empty() {
-            vec![self.quic_addr.to_string()]
+            vec![reachable(self.quic_addr, &self.ice_addrs).to_string()]
         } else {
             cfg.quic_announce.clone()
         };

@@ -42,7 +42,7 @@ enum Command {
     Dashboard,
     /// What no compiler checks: dependency direction, file headers, sizes, documented metrics.
     Tidy,
-    /// Runs every fuzz target for a while (needs a nightly toolchain and cargo-fuzz).
+    /// Runs every fuzz target for a while (needs cargo-fuzz).
     Fuzz {
         /// Seconds for each target.
         #[arg(long, default_value_t = 300)]
