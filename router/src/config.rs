@@ -96,7 +96,7 @@ pub struct LimitsConfig {
     pub sessions_per_stream_max: usize,
     /// Most joins in one second; above it a join gets 503.
     pub joins_per_second_max: u32,
-    /// Most offers parsed at the same time; above it a join gets 503.
+    /// Most large offers (over 12 kB) read at the same time; above it a join gets 503.
     pub joins_parsing_max: usize,
     /// Largest offer, in bytes; above it 413.
     pub offer_bytes_max: usize,

@@ -255,12 +255,12 @@ async fn read_offer(whep: &Whep, body: Body) -> Result<ParsedOffer, Problem> {
         .map_err(|_| bad_sdp("The offer did not arrive in time."))?
         .map_err(|_| too_large(max))?;
     let sdp = String::from_utf8(body.into()).map_err(|_| bad_sdp("The offer is not UTF-8."))?;
-    let permit = Arc::clone(&whep.parsing)
-        .try_acquire_owned()
-        .map_err(|_| Problem::busy(Reason::Overloaded, "Too many joins at once.", 1))?;
     if sdp.len() <= PARSED_AT_ONCE_BYTES_MAX {
         return parse_offer(&sdp).map_err(|e| join_problem(&e));
     }
+    let permit = Arc::clone(&whep.parsing)
+        .try_acquire_owned()
+        .map_err(|_| Problem::busy(Reason::Overloaded, "Too many joins at once.", 1))?;
     // One made to be slow takes milliseconds: off the runtime's threads, and off the shard's.
     tokio::task::spawn_blocking(move || {
         let _permit = permit;

@@ -145,7 +145,7 @@ pub(crate) fn accept(
         ufrag: &credentials.ufrag,
         pwd: &credentials.pass,
         fingerprint: &fingerprint,
-        active: facts.setup == "passive",
+        active: facts.we_begin(),
         candidates: &candidates,
         format,
         terms: &terms,
@@ -214,7 +214,7 @@ fn connect(
     // As it gives them back they have priorities that fall in this order.
     let add = |c: &Candidate| rtc.add_local_candidate(c.clone()).map(Candidate::to_sdp_string);
     let candidates = shared.candidates.iter().filter_map(add).collect();
-    let active = facts.setup == "passive";
+    let active = facts.we_begin();
     let mut api = rtc.direct_api();
     api.set_ice_controlling(false);
     api.set_remote_ice_credentials(IceCreds {

@@ -80,6 +80,11 @@ pub(crate) struct OfferFacts {
 }
 
 impl OfferFacts {
+    /// Whether we begin the DTLS handshake, because the client will not.
+    pub(crate) fn we_begin(&self) -> bool {
+        self.setup == "passive"
+    }
+
     /// The section with this plan. Video always exists, data may.
     pub(crate) fn section(&self, plan: Plan) -> Option<&Section> {
         self.sections.iter().find(|s| s.plan == plan)
