@@ -257,12 +257,22 @@ export function inPage() {
     for (let y = 0; y < h; y += 4) for (let x = 0; x < w; x += 4) hash = Math.imul(hash ^ px[y * w + x], 0x01000193);
     return { ...s, hash: hash >>> 0 };
   };
-  // Watches a video for `ms`: what is shown, in which order, how old. The statistics are those of
-  // the time between the first and the last picture seen.
+  // The inbound stream's statistics, not older than this call: the browser answers from a copy for a while.
+  const inboundNow = async (v) => {
+    const asked = performance.timeOrigin + performance.now();
+    for (;;) {
+      const s = await inbound(v);
+      if (!s || s.timestamp >= asked) return s;
+    }
+  };
+  // Watches a video for `ms`: what is shown, in which order, how old. The statistics begin before
+  // the first picture seen and end after the last one: an answer that comes late must not leave out
+  // pictures that are looked for.
   const watch = async (v, ms) => {
     const r = { shown: 0, unreadable: 0, backwards: [], first: null, last: null, gap_ms: 0, ages: [], pictures: {} };
-    let before = null, at = performance.now();
-    const start = at;
+    const before = (await inboundNow(v)) ?? {};
+    const start = performance.now();
+    let at = start;
     await new Promise((ok) => {
       // A video that shows nothing more must not hold up the test.
       const timer = setTimeout(ok, ms + 1_000);
@@ -270,7 +280,6 @@ export function inPage() {
         const now = performance.now();
         r.gap_ms = Math.max(r.gap_ms, now - at);
         at = now;
-        before ??= inbound(v);
         const s = seen(v);
         r.shown++;
         if (!s) r.unreadable++;
@@ -289,13 +298,20 @@ export function inPage() {
     const end = performance.now();
     r.gap_ms = Math.round(Math.max(r.gap_ms, end - at));
     r.seconds = (end - start) / 1000;
-    const [one, two] = [(await before) ?? {}, await inbound(v)];
+    const after = await inboundNow(v);
     const counts = ['packetsReceived', 'packetsLost', 'retransmittedPacketsReceived', 'nackCount', 'pliCount', 'firCount',
       'framesDecoded', 'framesDropped', 'freezeCount', 'totalFreezesDuration'];
-    r.stats = Object.fromEntries(counts.map((c) => [c, two[c] === undefined ? null : two[c] - (one[c] ?? 0)]));
+    r.stats = Object.fromEntries(counts.map((c) => [c, after[c] === undefined ? null : after[c] - (before[c] ?? 0)]));
     return r;
   };
-  window.probe = { strip, ageMs, video, frameWhere, dot, peerOf, watch };
+  // Whether the page has been laid out for the picture's present shape: the player hears of a new
+  // shape a moment after `videoWidth` tells it, and until then a place on the page is another place
+  // of the picture.
+  const fits = (v) => {
+    const r = v.getBoundingClientRect();
+    return Math.abs(r.width / r.height - v.videoWidth / v.videoHeight) < 0.02;
+  };
+  window.probe = { strip, ageMs, video, fits, frameWhere, dot, peerOf, watch };
 }
 
 /** Opens the demo's page with the probe installed and waits for a moving, readable picture. */
@@ -341,7 +357,7 @@ export function assertUnharmed(name, clean, lossy, { complete, unsent = 0, ...mo
   assert.deepEqual(corrupt, [], 'pictures that differ from those of the viewer without loss');
   // A busy page looks at few of them.
   assert.ok(compared.length >= drawn / 10, `${compared.length} of ${drawn} pictures were seen by both`);
-  // The last pictures drawn may not be decoded yet.
+  // The first pictures seen may have been decoded before the count began.
   assert.ok(stats.framesDecoded >= complete * drawn - unsent - 3, `${stats.framesDecoded} of ${drawn} pictures decoded`);
   assert.deepEqual([clean.unreadable, clean.stats.nackCount, clean.stats.pliCount], [0, 0, 0], 'the viewer without loss');
 }

@@ -125,7 +125,7 @@ describe('live 720x1280 at 30 fps', { timeout: 240_000 }, () => {
     await page.getByRole('button', { name: /rotate/i }).click();
     await page.waitForFunction(() => {
       const v = probe.video();
-      return v.videoWidth === 1280 && v.videoHeight === 720 && probe.strip(v);
+      return v.videoWidth === 1280 && v.videoHeight === 720 && probe.strip(v) && probe.fits(v);
     }, null, { timeout: 10_000 });
     const [fx, fy] = [0.3, 0.6];
     const at = await spot(page, fx, fy);
@@ -138,7 +138,7 @@ describe('live 720x1280 at 30 fps', { timeout: 240_000 }, () => {
     assert.deepEqual([d.w, d.h], [1280, 720]);
     assert.ok(Math.abs(d.x / d.w - fx) < 0.015 && Math.abs(d.y / d.h - fy) < 0.015, JSON.stringify(d));
     await page.getByRole('button', { name: /rotate/i }).click();
-    await page.waitForFunction(() => probe.video().videoWidth === 720, null, { timeout: 10_000 });
+    await page.waitForFunction(() => probe.video().videoWidth === 720 && probe.fits(probe.video()), null, { timeout: 10_000 });
     await page.screenshot({ path: join(ARTEFACTS, 'page.png') });
   });
 
