@@ -97,7 +97,7 @@ impl Child {
     }
 
     /// Asks it to end and waits; then forces it.
-    pub(super) async fn stop(self) {
+    pub async fn stop(self) {
         let mut process = self.process.into_inner();
         if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
