@@ -5,7 +5,7 @@
 //! a protocol: the writer decides how a packet looks on the wire. Invariant: after a session packet
 //! comes a config packet, then a keyframe, before any other picture.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -86,9 +86,10 @@ pub enum Feed {
 pub trait Pictures: std::fmt::Debug + Send + Sync + 'static {
     /// Width and height of all pictures.
     fn size(&self) -> (u32, u32);
-    /// The next picture, at the bitrate that the client asked for. `key`: decoding must be able to
-    /// start with it. Called on the capture's thread.
-    fn next_picture(&self, bitrate_bps: u32, key: bool) -> Picture;
+    /// The next picture of a capture, at the bitrate that its client asked for. `key`: decoding must
+    /// be able to start with it. Captures may run at the same time, each with a number of its own;
+    /// called on the capture's thread.
+    fn next_picture(&self, capture: u64, bitrate_bps: u32, key: bool) -> Picture;
 }
 
 /// A running capture. Dropping it ends its thread.
@@ -410,6 +411,8 @@ impl Worker {
     }
 
     fn run_made(&mut self, made: &dyn Pictures) -> Result<(), CaptureError> {
+        static CAPTURES: AtomicU64 = AtomicU64::new(0);
+        let capture = CAPTURES.fetch_add(1, Ordering::Relaxed);
         loop {
             if !self.wait_tick() {
                 return Ok(());
@@ -418,7 +421,7 @@ impl Worker {
             if begin {
                 self.announce(made.size(), false)?;
             }
-            self.put_picture(made.next_picture(self.options.bitrate_bps, begin))?;
+            self.put_picture(made.next_picture(capture, self.options.bitrate_bps, begin))?;
         }
     }
 

@@ -125,6 +125,28 @@ async fn loss_is_really_lost_and_repairs_are_counted() {
 }
 
 #[tokio::test]
+async fn a_worker_behind_a_line_that_loses_brings_its_pictures_through() {
+    let args = ["hop", "--loss-percent", "3", "--seconds", "4"];
+    let figures = figures(&args).await;
+    numbers(&figures, &["frames_on_time_ratio", "frame_ms_p50", "frame_ms_p99"]);
+    assert!(figures["line_loss_percent"].as_f64().unwrap() > 0.5, "{figures:#}");
+    assert!(figures["frames_published"].as_u64().unwrap() > 4 * 60 / 2, "{figures:#}");
+    assert!(figures["frames_complete_ratio"].as_f64().unwrap() > 0.9, "{figures:#}");
+    assert_eq!(figures["frames_undecodable"], 0, "{figures:#}");
+    assert_eq!(figures["frames_corrupt"], 0, "{figures:#}");
+}
+
+#[tokio::test]
+async fn a_worker_on_a_narrow_line_asks_its_device_for_less_and_breaks_no_picture() {
+    let args = ["hop", "--loss-percent", "0", "--squeeze-bps", "2000000", "--seconds", "5"];
+    let figures = figures(&args).await;
+    assert!(figures["worker_bitrate_changes"].as_f64().unwrap() >= 1.0, "{figures:#}");
+    assert!(figures["frames_complete_ratio"].as_f64().unwrap() > 0.5, "{figures:#}");
+    assert_eq!(figures["frames_undecodable"], 0, "{figures:#}");
+    assert_eq!(figures["frames_corrupt"], 0, "{figures:#}");
+}
+
+#[tokio::test]
 async fn churn_leaves_nobody_behind() {
     let args = [
         "churn",

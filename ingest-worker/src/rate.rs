@@ -12,6 +12,9 @@ pub const STALE_AFTER: Duration = Duration::from_millis(400);
 /// A frame this long unacknowledged (above the path's own round trip) is late: the source sends more
 /// than the path carries, or it carried a large keyframe.
 pub const LATE_AFTER: Duration = Duration::from_millis(120);
+/// So many frames must be late at once: a path that loses has one or two that wait for their second
+/// repair, a queue delays them all.
+const LATE_FRAMES: usize = 4;
 /// How often the uplink is looked at.
 pub const LOOK: Duration = Duration::from_millis(250);
 /// Looks that must find it late in a row; a keyframe alone makes one of them late.
@@ -117,7 +120,9 @@ impl RateRule {
     }
 
     fn is_late(&self, now: Instant) -> bool {
-        self.unacked_age(now) > self.late_after()
+        let limit = self.late_after();
+        let late = |f: &&InFlight| now.saturating_duration_since(f.sent) > limit;
+        self.in_flight.iter().take_while(late).count() >= LATE_FRAMES
     }
 
     /// A keyframe is about to be sent: if the path is late, what is in flight only stands in its
@@ -254,11 +259,32 @@ mod tests {
     fn a_keyframe_takes_the_place_of_what_is_late_and_only_then() {
         let mut r = RateRule::default();
         let start = Instant::now();
-        r.sent(start, 0, 10);
-        r.sent(start, 1, 10);
+        for id in 0..4 {
+            r.sent(start, id, 10);
+        }
         assert!(r.superseded(start + LATE_AFTER).is_empty());
-        assert_eq!(r.superseded(start + LATE_AFTER + RTT), [0, 1]);
+        assert_eq!(r.superseded(start + LATE_AFTER + RTT), [0, 1, 2, 3]);
         assert_eq!(r.unacked_bytes(), 0);
+    }
+
+    #[test]
+    fn frames_that_wait_for_a_second_repair_are_no_queue() {
+        let mut r = RateRule::default();
+        let start = Instant::now();
+        for id in 0..200 {
+            let now = start + Duration::from_millis(17) * u32::try_from(id).unwrap();
+            r.sent(now, id, 1_000);
+            // All but every twentieth come through; those do after a quarter of a second.
+            if id % 20 != 0 {
+                r.done(id);
+            }
+            if id >= 15 && (id - 15) % 20 == 0 {
+                r.done(id - 15);
+            }
+            if id % 15 == 14 {
+                assert!(!matches!(r.look(now, RTT), Uplink::Behind { .. }), "{id}");
+            }
+        }
     }
 
     #[test]

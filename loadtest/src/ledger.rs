@@ -77,11 +77,18 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Notes a picture that is about to leave.
+    /// Notes a picture that is about to leave. It needs the last one that others may need.
     pub fn publish(&self, now: Instant, leaving: Leaving) {
+        let last = self.inner.read().last_reference;
+        self.publish_after(now, leaving, last);
+    }
+
+    /// Notes a picture that is about to leave and needs the picture `last`, where it needs one: of
+    /// several encoders each refers to its own pictures only.
+    pub fn publish_after(&self, now: Instant, leaving: Leaving, last: Option<u64>) {
         let Leaving { number, hash, packets, bytes, key, discardable } = leaving;
         let inner = &mut *self.inner.write();
-        let needs = if key { number } else { inner.last_reference.unwrap_or(number) };
+        let needs = if key { number } else { last.unwrap_or(number) };
         let packets_before = inner.packets;
         inner.packets += u64::from(packets);
         if let Some(mark) = inner.marks.get_mut(&number) {

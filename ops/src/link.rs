@@ -178,6 +178,10 @@ impl LinkClient {
             linked: watch::Sender::new(false),
             work,
         });
+        // There from the start, so that an alert sees a node that never linked.
+        shared.count("fanlight_nodelink_links_opened_total", 0);
+        shared.count("fanlight_nodelink_links_closed_total", 0);
+        shared.count("fanlight_nodelink_dials_failed_total", 0);
         let name = shared.label.clone();
         let token = shutdown.token();
         let worker = session::work(Arc::clone(&shared), queue);

@@ -9,9 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longest wait for a frame of which nothing has been seen: 60 ms is about one repair round
-/// between regions, and the most that a viewer's own jitter buffer hides.
-pub(crate) const CAP_UNSEEN: Duration = Duration::from_millis(60);
+/// Longest wait for a frame of which nothing has been seen. Streams repair themselves, and what is
+/// given up takes every picture up to the next keyframe with it, so two repair rounds between
+/// regions are waited for. Measured over a line of 45 ms round trip that loses 5 %: with 60 ms here
+/// 90 % of pictures were on time, because small frames get lost whole.
+pub(crate) const CAP_UNSEEN: Duration = Duration::from_millis(300);
 /// Longest wait for a frame whose first packet has arrived: a big keyframe on a slow link takes
 /// longer than [`CAP_UNSEEN`], and skipping it would break everything after it.
 pub(crate) const CAP_OPENED: Duration = Duration::from_millis(500);

@@ -10,6 +10,9 @@ use crate::{
     shell::{self, cmd, root, target},
 };
 
+/// An integration test of the package with the binary: cargo builds the one for the other.
+const BINARY_TEST: &str = "demo";
+
 /// Runs the suites.
 pub(crate) fn run_suites(rust: bool, e2e: bool) -> Result<()> {
     setup::debian_packages()?;
@@ -34,9 +37,11 @@ pub(crate) fn run(rust: bool, e2e: bool) -> Result<()> {
 fn browser() -> Result<()> {
     setup::node_packages()?;
     let python = setup::python()?;
-    // With `--workspace`, features are the ones that the tests were built with: nothing is built
-    // twice.
-    shell::run(&mut cmd("cargo", &["build", "--locked", "--workspace", "--bin", "fanlight"]))?;
+    // As a part of its own tests, with `--workspace`: then its features are the ones that the tests
+    // were built with, and nothing is built twice. A plain build would do without those of
+    // development dependencies and compile half of everything again.
+    let build = ["test", "--locked", "--workspace", "--no-run", "--test", BINARY_TEST];
+    shell::run(&mut cmd("cargo", &build))?;
     deploy::check()?;
     let artefacts = target().join("e2e");
     std::fs::create_dir_all(&artefacts)?;

@@ -16,6 +16,7 @@ use crate::{
     publish::{Device, Phone},
     relay::{Aim, Impairment, PathCounts, Relay},
     report::{Findings, OutputArgs, Plot},
+    sample::{Sampler, tell},
     server::{Fleet, FleetConfig, IngestWorker, PhoneAt, Pins, Scrape},
     source::{Shape, Source},
     stats::Times,
@@ -217,6 +218,7 @@ async fn measure(
     setting: &Setting,
     (up, down): (Impairment, Impairment),
 ) -> anyhow::Result<Findings> {
+    let sampler = Sampler::start(setting.fleet.router.pid());
     let clean = phase(args, setting, || ()).await?;
     let bad = phase(args, setting, || setting.relay.change(up, down)).await?;
 
@@ -255,6 +257,7 @@ async fn measure(
             .with("with what is wrong", bad.path.curve(200))
             .with("delay alone", clean.path.curve(200)),
     );
+    tell(&mut findings, &sampler.finish().await);
     Ok(findings)
 }
 

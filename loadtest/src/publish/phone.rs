@@ -4,6 +4,7 @@
 //! parameter sets in front of keyframes.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     sync::{Arc, atomic::Ordering},
     time::Instant,
@@ -19,7 +20,10 @@ use parking_lot::Mutex;
 use super::Device;
 use crate::{ledger::Leaving, source::Source};
 
-/// The encoder of a made-up phone.
+/// Captures whose last reference is remembered; those before them are over.
+const CAPTURES_MAX: usize = 8;
+
+/// The encoders of a made-up phone, one for each capture.
 pub struct Phone {
     device: Arc<Device>,
     inner: Mutex<Inner>,
@@ -28,8 +32,9 @@ pub struct Phone {
 struct Inner {
     source: Source,
     packetizer: Packetizer,
-    started: bool,
     bitrate_bps: u32,
+    /// Per capture the last picture that others may need.
+    references: BTreeMap<u64, u64>,
 }
 
 impl fmt::Debug for Phone {
@@ -42,7 +47,7 @@ impl Phone {
     /// Shows this source's pictures and writes them into the device's ledger.
     pub fn new(device: Arc<Device>, source: Source) -> Self {
         let packetizer = Packetizer::new(DEFAULT_MAX_PAYLOAD);
-        let inner = Inner { source, packetizer, started: false, bitrate_bps: 0 };
+        let inner = Inner { source, packetizer, bitrate_bps: 0, references: BTreeMap::new() };
         Self { device, inner: Mutex::new(inner) }
     }
 }
@@ -52,13 +57,13 @@ impl Pictures for Phone {
         self.inner.lock().source.size()
     }
 
-    fn next_picture(&self, bitrate_bps: u32, key: bool) -> Picture {
+    fn next_picture(&self, capture: u64, bitrate_bps: u32, key: bool) -> Picture {
         let mut inner = self.inner.lock();
         if std::mem::replace(&mut inner.bitrate_bps, bitrate_bps) != bitrate_bps {
             inner.source.set_bitrate(bitrate_bps.into());
         }
         // The first keyframe is the start's; each later one that is asked for costs an encoder.
-        if key && std::mem::replace(&mut inner.started, true) {
+        if key && !inner.references.is_empty() {
             self.device.ledger.keyframe_requests.fetch_add(1, Ordering::Relaxed);
         }
         let made = inner.source.next_picture(key);
@@ -71,17 +76,22 @@ impl Pictures for Phone {
             }
         };
         let bytes = payloads.iter().map(Vec::len).sum::<usize>();
-        self.device.ledger.publish(
-            Instant::now(),
-            Leaving {
-                number: made.number,
-                hash: made.hash,
-                packets,
-                bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
-                key: made.key,
-                discardable: made.discardable,
-            },
-        );
+        let last = inner.references.get(&capture).copied();
+        if !made.discardable {
+            inner.references.insert(capture, made.number);
+            if inner.references.len() > CAPTURES_MAX {
+                inner.references.pop_first();
+            }
+        }
+        let leaving = Leaving {
+            number: made.number,
+            hash: made.hash,
+            packets,
+            bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
+            key: made.key,
+            discardable: made.discardable,
+        };
+        self.device.ledger.publish_after(Instant::now(), leaving, last);
         // One access unit is one picture.
         split_pictures(&made.au).pop().unwrap_or(Picture {
             data: made.au,
@@ -96,8 +106,7 @@ mod tests {
     use super::*;
     use crate::source::{Shape, hash};
 
-    #[test]
-    fn what_leaves_is_what_is_written_down() {
+    fn phone() -> (Arc<Device>, Phone) {
         let (inputs, _) = tokio::sync::mpsc::unbounded_channel();
         let device = Arc::new(Device {
             name: "phone".into(),
@@ -106,9 +115,14 @@ mod tests {
             inputs,
         });
         let source = Source::open("synthetic", &Shape::default(), 1).unwrap();
-        let phone = Phone::new(Arc::clone(&device), source);
+        (Arc::clone(&device), Phone::new(device, source))
+    }
+
+    #[test]
+    fn what_leaves_is_what_is_written_down() {
+        let (device, phone) = phone();
         for n in 0..5 {
-            let picture = phone.next_picture(2_000_000, n == 0 || n == 3);
+            let picture = phone.next_picture(7, 2_000_000, n == 0 || n == 3);
             let mut au = picture.config.unwrap_or_default();
             assert_eq!((picture.key, au.is_empty()), (n == 0 || n == 3, n != 0 && n != 3));
             au.extend(picture.data);
@@ -118,18 +132,20 @@ mod tests {
     }
 
     #[test]
+    fn two_captures_refer_to_their_own_pictures() {
+        let (device, phone) = phone();
+        for (capture, key) in [(1, true), (1, false), (2, true), (1, false), (2, false)] {
+            phone.next_picture(capture, 2_000_000, key);
+        }
+        let needs: Vec<u64> = (0..5).map(|n| device.ledger.get(n).unwrap().needs).collect();
+        assert_eq!(needs, [0, 0, 2, 1, 2]);
+    }
+
+    #[test]
     fn another_bitrate_makes_other_pictures() {
-        let (inputs, _) = tokio::sync::mpsc::unbounded_channel();
-        let device = Arc::new(Device {
-            name: "phone".into(),
-            ledger: Default::default(),
-            late: Default::default(),
-            inputs,
-        });
-        let source = Source::open("synthetic", &Shape::default(), 1).unwrap();
-        let phone = Phone::new(device, source);
+        let (_, phone) = phone();
         let mut second = |bps| -> usize {
-            (0..60).map(|n| phone.next_picture(bps, n == 0).data.len()).sum()
+            (0..60).map(|n| phone.next_picture(7, bps, n == 0).data.len()).sum()
         };
         let (much, little) = (second(4_000_000), second(1_000_000));
         assert!((3..=5).contains(&(much / little)), "{much} {little}");
