@@ -16,7 +16,13 @@ struct Bench {
 }
 
 fn want(epoch: u64) -> Want {
-    Want { epoch, ingest_node: None, push_token_sha256: [7; 32] }
+    Want {
+        epoch,
+        ingest_node: None,
+        push_token_sha256: [7; 32],
+        ticket_key: Vec::new(),
+        moved: None,
+    }
 }
 
 fn bench(shards: usize, inbox_max: usize) -> Bench {

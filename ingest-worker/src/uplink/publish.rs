@@ -62,6 +62,9 @@ pub struct PublishSpec {
 pub enum Published {
     /// Not sending; why.
     Waiting(String),
+    /// The router cannot be reached, so what it serves stands still. One of the two witnesses that
+    /// move a stream.
+    Broken(String),
     /// The router accepted and frames flow.
     Live,
     /// The router will not take this epoch and token; nothing more is tried.
@@ -75,14 +78,27 @@ pub enum Published {
 pub trait Host: Send + Sync + 'static {
     /// Where frames come from.
     fn feed(&self) -> &Feed;
-    /// Input of a viewer.
-    fn input(&self, viewer: u64, message: &[u8]);
+    /// A publish of this stream and epoch is about to be made.
+    fn source(&self, stream: &str, epoch: u64) -> Source;
+    /// Input of a viewer of that publish's router.
+    fn input(&self, from: &Source, viewer: u64, message: &[u8]);
     /// A router took the stream anew: leases count from the start.
-    fn accepted(&self);
-    /// The router is gone, and with it every viewer that could lift a finger.
-    fn lost(&self);
+    fn accepted(&self, from: &Source);
+    /// The router is gone, and with it every viewer of it that could lift a finger.
+    fn lost(&self, from: &Source);
     /// Somebody needs a keyframe.
     fn keyframe(&self);
+}
+
+/// One publish, as the source of input that it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// `streams/{stream}`.
+    pub stream: Arc<str>,
+    /// Its epoch. While a stream moves there are two.
+    pub epoch: u64,
+    /// Tells publishes of one device apart.
+    pub number: u16,
 }
 
 enum Ended {
@@ -105,13 +121,15 @@ pub async fn run<H: Host>(
     let mut link_state = uplink.state();
     let mut backoff = Backoff::default();
     loop {
-        tell(Published::Waiting("the device has no picture".to_owned()));
+        if !feed.borrow().live {
+            tell(Published::Waiting("the device has no picture".to_owned()));
+        }
         if feed.wait_for(|s| s.live).await.is_err() {
             return;
         }
         let link = {
             if link_state.borrow().is_none() {
-                tell(Published::Waiting("the router is not reachable".to_owned()));
+                tell(Published::Broken("the router is not reachable".to_owned()));
             }
             let state = link_state.wait_for(Option::is_some).await;
             let Ok(link) = state.map(|s| s.clone()) else { return };
@@ -145,9 +163,10 @@ async fn once<H: Host>(
     backoff: &mut Backoff,
     tell: &(impl Fn(Published) + Send + Sync),
 ) -> Ended {
+    let from = host.source(&spec.stream, spec.epoch);
     let input: InputSink = {
-        let host = Arc::clone(host);
-        Arc::new(move |viewer, message| host.input(viewer, message))
+        let (host, from) = (Arc::clone(host), from.clone());
+        Arc::new(move |viewer, message| host.input(&from, viewer, message))
     };
     let Some((guard, mut events)) = link.open_slot(input) else {
         return Ended::After(backoff.next_random());
@@ -168,13 +187,14 @@ async fn once<H: Host>(
         }
     }
     backoff.reset();
-    host.accepted();
+    host.accepted(&from);
     metrics::counter!("fanlight_ingest_publishes_opened_total").increment(1);
     tracing::info!(stream = %spec.stream, epoch = spec.epoch, router = link.peer(), "publishing");
     tell(Published::Live);
     let mut sender = Sender::new(Arc::clone(link), slot, ssrc);
     // A publish that is dropped (its want is gone) leaves the router and the fingers behind clean.
-    let mut leave = Leave { link: Arc::clone(link), slot, host: Arc::clone(host), told: false };
+    let mut leave =
+        Leave { link: Arc::clone(link), slot, host: Arc::clone(host), from, told: false };
     let ended = stream(&mut sender, host.as_ref(), feed, &mut events).await;
     leave.told = matches!(ended, Ended::After(_) | Ended::Refused(_));
     ended
@@ -185,13 +205,14 @@ struct Leave<H: Host> {
     link: Arc<Link>,
     slot: Slot,
     host: Arc<H>,
+    from: Source,
     told: bool,
 }
 
 impl<H: Host> Drop for Leave<H> {
     fn drop(&mut self) {
         metrics::counter!("fanlight_ingest_publishes_closed_total").increment(1);
-        self.host.lost();
+        self.host.lost(&self.from);
         if !self.told {
             let live = self.host.feed().state().borrow().live;
             let reason = if live { "" } else { Reason::DeviceOffline.as_str() };
