@@ -239,6 +239,8 @@ export class Connection {
     input.onopen = () => {
       if (this.#closed) return;
       this.#heart.heard();
+      // Its answer tells how patient to be.
+      this.#ping();
       this.#heartTimer = setInterval(() => this.#beat(), HEARTBEAT_MS);
       this.#say('channels', { open: true });
     };
@@ -271,10 +273,11 @@ export class Connection {
     if (this.#closed) return;
     const next = this.#heart.look(packets);
     if (next === 'dead') this.#lost(silent());
-    if (next === 'ask') {
-      const ping = encodeMessage({ type: 'ping', seq: 0, lease_epoch: 0, t_ms: clockMs() });
-      if (this.send(ping, true)) this.#heart.asked();
-    }
+    if (next === 'ask' && this.#ping()) this.#heart.asked();
+  }
+
+  #ping() {
+    return this.send(encodeMessage({ type: 'ping', seq: 0, lease_epoch: 0, t_ms: clockMs() }), true);
   }
 
   async #post(offer) {

@@ -147,7 +147,7 @@ export class WhepClient extends EventTarget {
       auth: () => this.#auth(),
       iceServers: this.#options.iceServers,
       events: this.#options.events,
-      patience: this.#patience,
+      patience: this.#now?.patience ?? this.#patience,
       postTimeoutMs: this.#fallbacks.length ? POST_TIMEOUT_MS : 0,
     }, say);
   }
@@ -176,10 +176,9 @@ export class WhepClient extends EventTarget {
     this.#connectedAt = performance.now();
     this.#wasConnected = true;
     this.#round = [];
-    // What it was invited to stays an address to ask.
-    if (connection.url !== this.#url && !this.#fallbacks.includes(this.#url)) {
-      this.#fallbacks = [...this.#fallbacks, this.#url].slice(0, 8);
-    }
+    // Without other addresses, the one it was invited to is: never all the routers it has been on,
+    // because each that is gone may cost a timeout.
+    if (connection.url !== this.#url && !this.#fallbacks.length) this.#fallbacks = [this.#url];
     this.#url = connection.url;
   }
 
