@@ -243,8 +243,7 @@ async fn serve_backends(
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
     }
-    let router =
-        layers::wrap(services, cfg.max_calls)
+    let router = layers::wrap(services, cfg.max_calls)
         .merge(http::routes(Arc::clone(&parts.store), Arc::clone(&parts.token)));
     let incoming = plain(listener, cfg.max_connections, end.clone());
     set_serving(&health).await;

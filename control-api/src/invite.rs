@@ -233,8 +233,8 @@ impl Inviter {
             until: Some(timestamp(row.join_until_us)),
         };
         // The bar first, so that the token is of no use by the time the session is closed.
-        let barred = row.jti.is_empty()
-            || self.links.act(at, Body::Bar(bar), wait).await == Some(Code::Ok);
+        let barred =
+            row.jti.is_empty() || self.links.act(at, Body::Bar(bar), wait).await == Some(Code::Ok);
         let kick = Kick { viewer: row.name.to_string(), reason: reason.to_owned() };
         let kicked = self.links.act(at, Body::Kick(kick), wait).await;
         // A viewer that never joined, or that the bar has closed already, is not there to kick.

@@ -25,7 +25,7 @@ use crate::{
     store::{
         AssignOrigin, CreateStream, DeleteStream, DeviceAt, Event, Once, RequestKey, StarveStream,
         Store,
-        rows::{NodeRow, PushToken, StreamRow},
+        rows::{NodeRow, PushToken, PushWord, StreamRow},
     },
     witness::{Verdict, verdict},
 };
@@ -270,9 +270,12 @@ impl Steward {
             "" => self.store.node(ingest.clone()).await?.map(|n| n.hello.region.clone()),
             region => Some(region.to_owned()),
         };
+        // Not where the worker cannot push to.
+        let cut_off = row.assigned.iter().filter(|_| row.push == PushWord::Broken);
+        let refused: Vec<NodeId> = cut_off.map(|a| &a.node).chain(&row.refused).cloned().collect();
         let ask = place::OriginAsk {
             region: near.as_deref().unwrap_or_default(),
-            refused: &row.refused,
+            refused: &refused,
             replicas: self.replicas,
         };
         Ok(place::origin(&fleet, &ask, &mut StdRng::from_os_rng()))

@@ -190,8 +190,7 @@ mod tests {
                 whep_base_url: base.to_owned(),
                 ..NodeAddresses::default()
             };
-            let addresses =
-                [(id("r1"), address("http://one")), (id("r2"), address("http://two/"))];
+            let addresses = [(id("r1"), address("http://one")), (id("r2"), address("http://two/"))];
             WantView { rows: vec![Arc::new(row.clone())], addresses: addresses.into() }
         };
         let origin = |row: &StreamRow, node: &str| {

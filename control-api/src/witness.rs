@@ -10,6 +10,7 @@
 //! | lease ran out, or goodbye | healthy, from a linked worker | keep until its word changes |
 //! | lease ran out, or goodbye | broken, nothing, or the worker is silent too | move |
 //! | up, and the router drains | anything | leave it gently: make-before-break |
+//! | up, and the stream is on its way to it | broken | try another one; the one that is left goes on |
 //!
 //! A router that comes back as a new process needs no verdict: the store gives it its streams
 //! again, under greater epochs, in the step that links it.
@@ -46,6 +47,10 @@ pub fn verdict(row: &StreamRow, origin: Option<&NodeRow>, worker: Option<&NodeRo
         worker.is_some_and(|w| !matches!(node_state(w), NodeState::Suspect | NodeState::Lost));
     match (node_state(origin), row.push) {
         (NodeState::Suspect, PushWord::Broken) => Verdict::Move(Reason::PushBroken),
+        // The worker cannot reach where the stream moves to, and still pushes to where it was.
+        (_, PushWord::Broken) if row.leaving.as_ref().is_some_and(|l| l.push) => {
+            Verdict::Move(Reason::PushBroken)
+        }
         (NodeState::Lost, PushWord::Healthy) if worker_linked => Verdict::Keep,
         (NodeState::Lost, _) => Verdict::Move(Reason::OriginLost),
         // One move at a time: while viewers of an earlier one are on their way, this one waits.
@@ -107,5 +112,11 @@ mod tests {
         let from = Assigned { node: id("r1"), ..row.assigned.clone().unwrap() };
         row.leaving = Some(Leaving { from, push: true, until_us: 1 });
         assert_eq!(verdict(&row, Some(&asked), Some(&worker)), Verdict::Keep);
+        // Where it goes cannot be reached, and where it was it still runs.
+        let serving = node_row("r2", 0);
+        assert_eq!(verdict(&row, Some(&serving), Some(&worker)), Verdict::Keep);
+        row.push = PushWord::Broken;
+        let other = Verdict::Move(Reason::PushBroken);
+        assert_eq!(verdict(&row, Some(&serving), Some(&worker)), other);
     }
 }

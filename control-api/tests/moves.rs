@@ -16,7 +16,9 @@ use fanlight_proto::{
         MoveStreamRequest, UndrainNodeRequest,
     },
     id::ViewerName,
-    node::v1::{IngestRole, OriginRole, Want, action::Action as Body, viewer_report::Kind, want::Role},
+    node::v1::{
+        IngestRole, OriginRole, Want, action::Action as Body, viewer_report::Kind, want::Role,
+    },
     types::v1::{NodeState, StreamState},
 };
 use tonic::Code;
@@ -98,21 +100,20 @@ async fn a_drained_router_keeps_its_push_until_its_viewers_have_followed() {
     let node = nodes.drain_node(drain.clone()).await.unwrap().into_inner();
     assert_eq!(node.state(), NodeState::Draining);
     assert!(node.drain_deadline_time.is_some());
-    let drained = |a: &fanlight_proto::node::v1::Action, on: bool| {
-        matches!(&a.action, Some(Body::Drain(d)) if d.on == on && d.deadline.is_some() == on)
-    };
+    let drained = |a: &fanlight_proto::node::v1::Action, on: bool| matches!(&a.action, Some(Body::Drain(d)) if d.on == on && d.deadline.is_some() == on);
     r1.until("told to drain", |h| h.actions.iter().any(|a| drained(a, true))).await;
 
     // The new origin, and before it whom it must not let in.
     let there = r2.want("a", first).await;
     let next = epoch(&there);
-    let barred = |a: &fanlight_proto::node::v1::Action| {
-        matches!(&a.action, Some(Body::Bar(b)) if b.stream == "streams/a" && b.token_ids.len() == 1)
-    };
+    let barred = |a: &fanlight_proto::node::v1::Action| matches!(&a.action, Some(Body::Bar(b)) if b.stream == "streams/a" && b.token_ids.len() == 1);
     assert!(r2.heard().actions.iter().any(barred), "{:?}", r2.heard().actions);
     // The worker pushes to both, under both epochs.
     let role = ingest(&worker.want("a", first).await);
-    assert_eq!((role.also_epoch, role.also.is_some(), role.also_push_token.len()), (first, true, 32));
+    assert_eq!(
+        (role.also_epoch, role.also.is_some(), role.also_push_token.len()),
+        (first, true, 32)
+    );
     assert_eq!(role.also_origin.unwrap().node, "nodes/r1");
     assert_eq!(origin(&r1.heard().wants["streams/a"]).moved, None, "nobody is sent to no picture");
     let row = replica.streams().await.get_stream(GetStreamRequest { name: "streams/a".into() });

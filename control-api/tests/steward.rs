@@ -313,10 +313,8 @@ async fn a_drained_router_is_left_make_before_break_and_takes_nothing_back_until
 #[tokio::test(start_paused = true)]
 async fn a_router_that_says_it_drains_is_left_as_one_that_is_told_to() {
     let world = World::new();
-    let (r1, worker) = (
-        world.router("r1").await,
-        world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await,
-    );
+    let (r1, worker) =
+        (world.router("r1").await, world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await);
     let first = world.create("a", &[&r1]).await;
     world.says(&r1, "a", first.epoch, StreamState::Live).await;
     let r2 = world.router("r2").await;
@@ -341,9 +339,10 @@ async fn a_stream_is_moved_when_asked_to_where_asked_and_one_move_at_a_time() {
     let same = world.steward.move_stream(&stream("a"), Some(&id("r1")), deadline).await.unwrap();
     assert_eq!(same.epoch, first.epoch, "it is there already");
     let steward = Arc::clone(&world.steward);
-    let moving = tokio::spawn(async move {
-        steward.move_stream(&stream("a"), Some(&id("r3")), deadline).await
-    });
+    let moving =
+        tokio::spawn(
+            async move { steward.move_stream(&stream("a"), Some(&id("r3")), deadline).await },
+        );
     let epoch = world.accept("a", &[&r2, &r3]).await;
     let row = moving.await.unwrap().unwrap();
     assert_eq!(row.accepted.as_ref().map(|a| a.node.clone()), Some(id("r3")));
@@ -369,4 +368,27 @@ async fn a_router_that_dies_is_left_at_the_second_witness() {
     world.accept("a", &[&r2]).await;
     assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
     assert!(world.row("a").await.leaving.as_ref().is_some_and(|l| !l.push));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_to_a_router_that_the_worker_cannot_reach_goes_to_another_one() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    let r2 = world.router("r2").await;
+    world.store.drain_node(id("r1"), Duration::from_secs(20)).await.unwrap();
+    let second = world.accept("a", &[&r2]).await;
+    world.says(&worker, "a", second, StreamState::Starved).await;
+    world.beat(&[&r1, &r2, &worker], 3).await;
+    let row = world.row("a").await;
+    assert!(row.leaving.as_ref().is_some_and(|l| l.push && l.from.node == id("r1")));
+    let r3 = world.router("r3").await;
+    let third = world.accept("a", &[&r3]).await;
+    assert!(third > second);
+    let row = world.row("a").await;
+    // What is left is still the router that has the picture, and never the one that had none.
+    assert!(row.leaving.as_ref().is_some_and(|l| l.push && l.from.epoch == first.epoch));
+    assert_eq!(row.accepted.as_ref().map(|a| a.node.clone()), Some(id("r3")));
 }

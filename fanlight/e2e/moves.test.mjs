@@ -18,7 +18,7 @@ import { BIN, figure, openPage, startBrowser, startProcess, tempDir, waitReady }
 const repository = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 const ROUTERS = ['router-1', 'router-2'];
 
-describe('streams move between routers', { timeout: 120_000 }, () => {
+describe('streams move between routers', { timeout: 240_000 }, () => {
   const parts = {};
   let dir, web, browser, page, streams, viewers, nodes;
 
@@ -128,7 +128,39 @@ describe('streams move between routers', { timeout: 120_000 }, () => {
     assert.ok(seen.gap_ms < 500, JSON.stringify(seen));
   });
 
-  for (const round of [1, 2]) {
+  test('a client without an element follows too, and hears of it by the WHEP event', async () => {
+    const from = await origin();
+    const guest = await call(viewers, 'CreateViewer', { parent: 'streams/phone', viewer: {}, join_ttl: { seconds: 600 } });
+    await page.evaluate(async ({ url, token }) => {
+      const { WhepClient } = await import('/player/whep.js');
+      window.heard = { events: [], moves: [], streams: 0 };
+      const Native = EventSource;
+      window.EventSource = class extends Native {
+        constructor(...args) {
+          super(...args);
+          this.addEventListener('reconnect', (e) => heard.events.push(JSON.parse(e.data).url));
+        }
+      };
+      window.guest = new WhepClient(url, { token, events: true });
+      guest.addEventListener('stream', () => { heard.streams++; });
+      guest.addEventListener('moved', (e) => heard.moves.push(e.detail));
+      guest.connect();
+      while (guest.state !== 'connected') await new Promise((ok) => setTimeout(ok, 20));
+    }, { url: guest.whep_url, token: guest.join_token });
+    await eventually(() =>
+      call(streams, 'MoveStream', { name: 'streams/phone', target_node: `nodes/${other(from)}` }));
+    await page.waitForFunction(() => heard.moves.length && heard.events.length, null, { timeout: 5_000 });
+    const { heard, url } = await page.evaluate(() => ({ heard, url: guest.url }));
+    assert.equal(new URL(url).host, parts[other(from)].ready.whep_addr);
+    assert.match(heard.events[0], /\?ticket=\d+\.[0-9a-f]{64}$/);
+    assert.ok(!url.includes('ticket'), url);
+    assert.deepEqual([heard.moves.length, heard.streams], [1, 2]);
+    await page.evaluate(() => guest.close());
+  });
+
+  // How often is the tester's to say: two show that it works, twenty how long it takes.
+  const kills = Number(process.env.E2E_KILLS ?? 2);
+  for (let round = 1; round <= kills; round += 1) {
     test(`a router that is killed: the picture comes back through the fallback (${round})`, async () => {
       const from = await origin();
       await begin();

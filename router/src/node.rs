@@ -3,10 +3,7 @@
 //! keys, bars and sessions stay as they are.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -245,18 +242,13 @@ impl Node {
                 refuse(Code::InvalidArgument, Reason::InvalidArgument, &e.to_string())
             })?),
         };
-        let moved = origin.moved.as_ref().filter(|m| is_http(&m.whep_url)).map(|m| Moved {
-            url: m.whep_url.as_str().into(),
-            ticket_key: m.ticket_key.clone(),
-        });
+        let moved = origin
+            .moved
+            .as_ref()
+            .filter(|m| is_http(&m.whep_url))
+            .map(|m| Moved { url: m.whep_url.as_str().into(), ticket_key: m.ticket_key.clone() });
         let ticket_key = origin.ticket_key.clone();
-        let want = Want {
-            epoch,
-            ingest_node,
-            push_token_sha256,
-            ticket_key,
-            moved: moved.clone(),
-        };
+        let want = Want { epoch, ingest_node, push_token_sha256, ticket_key, moved: moved.clone() };
         if self.draining.is_on() && self.streams.get(&name).is_none() {
             return Err(refuse(Code::Unavailable, Reason::Draining, "this router is draining"));
         }

@@ -553,7 +553,8 @@ fn offline(stream: &Stream) -> Problem {
 /// 307: the stream is live on another router, and so is what the request asks for.
 fn elsewhere(moved: &Moved) -> Problem {
     let detail = "The stream is on another router now.";
-    Problem::new(StatusCode::TEMPORARY_REDIRECT, Reason::OriginDraining, detail).location(&moved.url)
+    Problem::new(StatusCode::TEMPORARY_REDIRECT, Reason::OriginDraining, detail)
+        .location(&moved.url)
 }
 
 fn offer_problem(e: &JoinError) -> Problem {

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use fanlight_proto::{
     control::v1::{
         CreateStreamRequest, DeleteStreamRequest, DeleteStreamResponse, GetStreamRequest,
-        ListStreamsRequest, ListStreamsResponse, MoveStreamRequest, RequestKeyframeRequest, RequestKeyframeResponse,
-        Stream, stream_service_server::StreamService,
+        ListStreamsRequest, ListStreamsResponse, MoveStreamRequest, RequestKeyframeRequest,
+        RequestKeyframeResponse, Stream, stream_service_server::StreamService,
     },
     id::{DeviceId, NodeId, StreamId},
     node::v1::{Keyframe, action::Action as Body},

@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a router may take to answer a publish.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a router that was never published to may take to be reached before that is told.
+const DIAL_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait a router's `retry_after` is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Video goes behind control and input.
@@ -120,6 +122,7 @@ pub async fn run<H: Host>(
     let mut feed = host.feed().state();
     let mut link_state = uplink.state();
     let mut backoff = Backoff::default();
+    let mut published = false;
     loop {
         if !feed.borrow().live {
             tell(Published::Waiting("the device has no picture".to_owned()));
@@ -129,14 +132,27 @@ pub async fn run<H: Host>(
         }
         let link = {
             if link_state.borrow().is_none() {
-                tell(Published::Broken("the router is not reachable".to_owned()));
+                // A first dial takes a moment; a connection that was there and is not is news.
+                if !published {
+                    tell(Published::Waiting("the router is being dialled".to_owned()));
+                    let _ = timeout(DIAL_PATIENCE, link_state.wait_for(Option::is_some)).await;
+                }
+                if link_state.borrow().is_none() {
+                    tell(Published::Broken("the router is not reachable".to_owned()));
+                }
             }
             let state = link_state.wait_for(Option::is_some).await;
             let Ok(link) = state.map(|s| s.clone()) else { return };
             link
         };
         let Some(link) = link else { continue };
-        let ended = once(&spec, &link, &host, &mut feed, &mut backoff, &tell).await;
+        let live = |state: Published| {
+            if state == Published::Live {
+                published = true;
+            }
+            tell(state);
+        };
+        let ended = once(&spec, &link, &host, &mut feed, &mut backoff, live).await;
         match ended {
             Ended::Again => {}
             Ended::After(pause) => tokio::time::sleep(pause).await,
@@ -161,7 +177,7 @@ async fn once<H: Host>(
     host: &Arc<H>,
     feed: &mut watch::Receiver<FeedState>,
     backoff: &mut Backoff,
-    tell: &(impl Fn(Published) + Send + Sync),
+    mut tell: impl FnMut(Published) + Send,
 ) -> Ended {
     let from = host.source(&spec.stream, spec.epoch);
     let input: InputSink = {
@@ -179,7 +195,7 @@ async fn once<H: Host>(
     }
     match timeout(ANSWER_TIMEOUT, answer(&mut events, link)).await {
         Ok(Answer::Accepted) => {}
-        Ok(Answer::Rejected(reject)) => return rejected(reject, backoff, tell),
+        Ok(Answer::Rejected(reject)) => return rejected(reject, backoff, &mut tell),
         Ok(Answer::LinkLost) => return Ended::Again,
         Err(_) => {
             unpublish(link, slot, Reason::Internal).await;
@@ -245,7 +261,7 @@ async fn answer(events: &mut mpsc::Receiver<SlotEvent>, link: &Link) -> Answer {
 fn rejected(
     reject: PublishReject,
     backoff: &mut Backoff,
-    tell: &(impl Fn(Published) + Send + Sync),
+    tell: &mut impl FnMut(Published),
 ) -> Ended {
     metrics::counter!("fanlight_ingest_publishes_rejected_total").increment(1);
     let reason: String = reject.reason.chars().take(64).collect();
