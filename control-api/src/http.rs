@@ -24,7 +24,7 @@ use crate::{
     metrics as m,
     store::{
         Store,
-        rows::{StreamRow, ViewerPhase},
+        rows::{GONE_RESTARTED, StreamRow, ViewerPhase},
     },
     token::TokenKey,
     want::ticket_key,
@@ -106,8 +106,9 @@ async fn find(
 
 /// A viewer's router died, or was left, after the time of its join token: nobody but we can vouch
 /// that it was watching. It gets a ticket if its token is genuine and its row says that it is
-/// connected to another router than the one it is sent to. A viewer that left or was kicked, and
-/// one that never joined, gets none, and so does one that is where it belongs.
+/// connected to another router than the one it is sent to, or that its router was restarted under
+/// it. A viewer that left or was kicked, and one that never joined, gets none, and so does one that
+/// is where it belongs.
 async fn ticketed(
     store: &dyn Store,
     key: &TokenKey,
@@ -124,11 +125,12 @@ async fn ticketed(
     let Ok(Some(viewer)) = store.viewer(name).await else {
         return url;
     };
-    let was_watching = viewer.phase == ViewerPhase::Connected
-        && !viewer.kicked
-        && viewer.jti == claims.jti
-        && viewer.edge != origin.node;
-    if !was_watching {
+    let was_watching = match viewer.phase {
+        ViewerPhase::Connected => viewer.edge != origin.node,
+        ViewerPhase::Gone => viewer.reason == GONE_RESTARTED,
+        ViewerPhase::Invited => false,
+    };
+    if !was_watching || viewer.kicked || viewer.jti != claims.jti {
         return url;
     }
     m::count(m::TICKETS);

@@ -240,5 +240,11 @@ async fn a_watching_viewer_of_a_dead_router_is_redirected_with_a_ticket_and_nobo
         KickViewerRequest { name: "streams/a/viewers/bob".into(), ..KickViewerRequest::default() };
     replica.viewers().await.kick_viewer(kick).await.unwrap();
     let kicked = key.mint(&claims("bob", &bobs, now - 5)).unwrap();
-    assert_eq!(ask(kicked).await, plain, "whoever was thrown out stays out");
+    assert_eq!(ask(kicked.clone()).await, plain, "whoever was thrown out stays out");
+    // The dead router is back already: its viewers are gone from there, and did not leave.
+    let _reborn = FakeNode::link(&replica, common::router_hello("r1", 2)).await;
+    replica.serving("r1").await;
+    let back = key.mint(&claims("ann", &jti, now - 5)).unwrap();
+    assert!(ask(back).await.starts_with(&format!("{plain}?ticket=")));
+    assert_eq!(ask(kicked).await, plain);
 }

@@ -156,6 +156,10 @@ describe('streams move between routers', { timeout: 240_000 }, () => {
     assert.ok(!url.includes('ticket'), url);
     assert.deepEqual([heard.moves.length, heard.streams], [1, 2]);
     await page.evaluate(() => guest.close());
+    await eventually(async () => {
+      const { viewers: all } = await call(viewers, 'ListViewers', { parent: 'streams/phone' });
+      assert.equal(all.filter((v) => v.state === 'VIEWER_STATE_CONNECTED').length, 1);
+    });
   });
 
   // How often is the tester's to say: two show that it works, twenty how long it takes.

@@ -125,6 +125,9 @@ impl StreamRow {
     }
 }
 
+/// Why a viewer is gone whose router was restarted: it did not leave, and may come back.
+pub const GONE_RESTARTED: &str = "the router was restarted";
+
 /// Where a viewer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewerPhase {

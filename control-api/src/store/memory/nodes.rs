@@ -24,7 +24,7 @@ use crate::{
     lease::{NodeTick, node_state, tick_node},
     store::{
         Census, DeviceAt, Event, LinkId, LinkNode, Page,
-        rows::{DeviceInfo, NodeRow},
+        rows::{DeviceInfo, GONE_RESTARTED, NodeRow},
     },
 };
 
@@ -104,7 +104,7 @@ impl State {
         self.set_devices(&id, &hello.devices);
         if restarted {
             self.reassign_restarted(now, &id, incarnation);
-            self.edge_gone(now, &id, "the router was restarted");
+            self.edge_gone(now, &id, GONE_RESTARTED);
         }
         self.tell(Event::Node(id.clone()));
         self.tell(Event::Wants(id.clone()));
