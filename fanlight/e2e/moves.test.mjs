@@ -167,6 +167,8 @@ describe('streams move between routers', { timeout: 240_000 }, () => {
   for (let round = 1; round <= kills; round += 1) {
     test(`a router that is killed: the picture comes back through the fallback (${round})`, async () => {
       const from = await origin();
+      // A connection that holds: the player begins its waiting times anew.
+      await page.evaluate(() => recorder.end(2_200));
       await begin();
       await parts[from].stop('SIGKILL');
       const seen = await watched(other(from));

@@ -36,7 +36,7 @@ const POST_TIMEOUT_MS = 2_000;
 /** "disconnected" often heals; the router's own limit is longer. */
 const DISCONNECT_GRACE_MS = 2_500;
 /** A connection that held this long starts the back-off over. */
-const STABLE_MS = 5_000;
+const STABLE_MS = 2_000;
 /** Viewers that are sent elsewhere together do not all arrive in the same moment. */
 const MOVE_SPREAD_MS = 150;
 /** How often a moving client without an element looks for its first picture. */
