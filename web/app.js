@@ -2,8 +2,9 @@
  * The viewer page: finds out which streams there are and shows one. Not the player. Invariant: the
  * only global is `window.fanlight`, for the console and for tests.
  *
- * Settings come from the address (`#whep=…&token=…&label=…`, which wins) or from `config.json`
- * beside the page: `{ "title": …, "streams": [{ "name", "whep_url", "token", "label"? }] }`.
+ * Settings come from the address (`#whep=…&token=…&label=…&fallback=…`, which wins) or from
+ * `config.json` beside the page:
+ * `{ "title": …, "streams": [{ "name", "whep_url", "token", "label"?, "fallback_whep_urls"? }] }`.
  */
 
 import './player/fanlight-player.js';
@@ -22,7 +23,7 @@ function fromAddress() {
   const whep = values.get('whep');
   return whep && { streams: [{
     name: values.get('stream') ?? '', label: values.get('label') ?? '', whep_url: whep,
-    token: values.get('token') ?? '' }] };
+    token: values.get('token') ?? '', fallback_whep_urls: values.getAll('fallback') }] };
 }
 
 async function fromServer() {
@@ -37,6 +38,7 @@ function show(stream) {
   }
   player.setAttribute('label', labelOf(stream));
   player.setAttribute('token', stream.token ?? '');
+  player.setAttribute('fallbacks', (stream.fallback_whep_urls ?? []).join(' '));
   player.setAttribute('whep', new URL(stream.whep_url, location.href).href);
   if (!player.isConnected) main.replaceChildren(player);
 }

@@ -87,8 +87,8 @@ impl ControlApi {
         let store = open_store(&cfg);
         let links = Arc::new(Links::default());
         let steward = Arc::new(Steward::new(Arc::clone(&store)));
-        let inviter =
-            Arc::new(Inviter::new(Arc::clone(&store), Arc::clone(&links), Arc::clone(&token)));
+        let inviter = Inviter::new(Arc::clone(&store), Arc::clone(&links), Arc::clone(&token));
+        let inviter = Arc::new(inviter.with_fallback(&cfg.public_url));
 
         // Both ports, so that a port in use is told before anything runs.
         let node_listener = bind_tcp("node listener", cfg.node_listen).await?;
@@ -122,6 +122,7 @@ impl ControlApi {
             links,
             token,
             join_ttl: cfg.join_ttl,
+            drain_deadline: cfg.drain_deadline,
             shutdown: shutdown.clone(),
         });
         let backends = serve_backends(grpc_listener, &cfg, &parts, end).await?;
@@ -242,8 +243,8 @@ async fn serve_backends(
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
     }
-    let router =
-        layers::wrap(services, cfg.max_calls).merge(http::routes(Arc::clone(&parts.store)));
+    let router = layers::wrap(services, cfg.max_calls)
+        .merge(http::routes(Arc::clone(&parts.store), Arc::clone(&parts.token)));
     let incoming = plain(listener, cfg.max_connections, end.clone());
     set_serving(&health).await;
     Ok(async move {
@@ -326,6 +327,9 @@ pub struct Args {
     /// Name of this replica
     #[arg(long, value_name = "NAME")]
     pub replica: Option<String>,
+    /// Base of the addresses by which viewers reach this control API, for WHEP fallbacks
+    #[arg(long, value_name = "URL")]
+    pub public_url: Option<String>,
     /// Allow a gRPC listener outside loopback; callers are not authenticated
     #[arg(long)]
     pub allow_insecure: bool,
@@ -342,6 +346,7 @@ impl Args {
             "pki_dir": self.pki_dir,
             "token_key_file": self.token_key_file,
             "replica": self.replica,
+            "public_url": self.public_url,
             "allow_insecure": self.allow_insecure.then_some(true),
         })
     }

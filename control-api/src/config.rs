@@ -17,6 +17,9 @@ use crate::{lease::Timing, store::memory::Limits};
 /// Longest `join_ttl` that may be configured or asked for.
 pub const MAX_JOIN_TTL: Duration = Duration::from_secs(600);
 
+/// Longest `drain_deadline`.
+const MAX_DRAIN_DEADLINE: Duration = Duration::from_secs(3_600);
+
 /// Settings of one replica.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
@@ -53,6 +56,14 @@ pub struct ControlConfig {
     /// A node silent for this long is LOST.
     #[serde(with = "humantime_serde")]
     pub lease: Duration,
+    /// How long viewers of a router that is drained, or of an origin that a stream moved away from,
+    /// may take to follow, when the caller does not say.
+    #[serde(with = "humantime_serde")]
+    pub drain_deadline: Duration,
+    /// Base of the addresses by which viewers reach this control API over HTTP, for example
+    /// `https://control.example`: `{public_url}/whep/{stream}` is then handed out as the fallback
+    /// that finds a stream's present router. Empty: no fallback is handed out.
+    pub public_url: String,
     /// Calls in flight at once; more are refused with RESOURCE_EXHAUSTED.
     pub max_calls: usize,
     /// Connections open at once on each listener; more wait to be accepted.
@@ -83,6 +94,8 @@ impl Default for ControlConfig {
             join_ttl: Duration::from_secs(60),
             heartbeat: Duration::from_secs(1),
             lease: Duration::from_secs(8),
+            drain_deadline: Duration::from_secs(30),
+            public_url: String::new(),
             max_calls: 1024,
             max_connections: 4096,
             reflection: true,
@@ -122,6 +135,13 @@ impl ControlConfig {
         if self.lease < self.heartbeat * 3 {
             wrong("lease", "must be at least three heartbeats".to_owned());
         }
+        if self.drain_deadline.is_zero() || self.drain_deadline > MAX_DRAIN_DEADLINE {
+            wrong("drain_deadline", "must be above zero and at most 1h".to_owned());
+        }
+        let http = ["http://", "https://"].iter().any(|s| self.public_url.starts_with(s));
+        if !self.public_url.is_empty() && !http {
+            wrong("public_url", "must begin with http:// or https://".to_owned());
+        }
         if self.max_calls == 0 {
             wrong("max_calls", "must be above zero".to_owned());
         }
@@ -134,7 +154,13 @@ impl ControlConfig {
     /// Durations of the control plane; what is not configured follows from what is.
     pub fn timing(&self) -> Timing {
         let suspect_after = (self.heartbeat * 3).min(self.lease);
-        Timing { heartbeat: self.heartbeat, suspect_after, lease: self.lease, ..Timing::default() }
+        Timing {
+            heartbeat: self.heartbeat,
+            suspect_after,
+            lease: self.lease,
+            drain: self.drain_deadline,
+            ..Timing::default()
+        }
     }
 
     /// Bounds of the memory store.
@@ -161,6 +187,8 @@ mod tests {
             join_ttl: Duration::from_secs(601),
             heartbeat: Duration::from_millis(1),
             lease: Duration::ZERO,
+            drain_deadline: Duration::ZERO,
+            public_url: "control.example".to_owned(),
             max_calls: 0,
             max_connections: 0,
             ..ControlConfig::default()
@@ -175,6 +203,8 @@ mod tests {
                 "join_ttl",
                 "heartbeat",
                 "lease",
+                "drain_deadline",
+                "public_url",
                 "max_calls",
                 "max_connections"
             ]

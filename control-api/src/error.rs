@@ -101,6 +101,8 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::StaleIncarnation
         | Reason::OriginLost
         | Reason::OriginRestarted
+        | Reason::OriginDraining
+        | Reason::MoveAsked
         | Reason::PushBroken => Code::FailedPrecondition,
         Reason::NodeAtCapacity | Reason::StreamLimit | Reason::TableFull | Reason::Overloaded => {
             Code::ResourceExhausted

@@ -1,6 +1,7 @@
 //! Plain HTTP on the backend-facing listener: the WHEP redirect and liveness. Not WHEP itself,
 //! which is the router's, nor the operators' listener. Invariant: nothing of a request but its
-//! stream id is read, and no token is looked at.
+//! stream id and its join token is read, and no answer depends on the token but for one thing: a
+//! viewer that was watching on another router, and whose token's time is over, is given a ticket.
 
 use std::sync::Arc;
 
@@ -11,21 +12,40 @@ use axum::{
     response::Response,
     routing::{get, options},
 };
-use fanlight_proto::{id::StreamId, reason::Reason};
-use http::{HeaderValue, StatusCode, header};
+use fanlight_ops::ticket;
+use fanlight_proto::{
+    id::{StreamId, ViewerName},
+    reason::Reason,
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 
-use crate::{metrics as m, store::Store};
+use crate::{
+    clock::unix_seconds,
+    metrics as m,
+    store::{
+        Store,
+        rows::{GONE_RESTARTED, StreamRow, ViewerPhase},
+    },
+    token::TokenKey,
+    want::ticket_key,
+};
 
 /// Longest base URL taken from a router's Hello; a longer one is as good as none.
 const MAX_URL_BYTES: usize = 2048;
 
+/// Longest token read, in bytes; ours have about 430.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// What the redirect looks at.
+type Seen = (Arc<dyn Store>, Arc<TokenKey>);
+
 /// The routes.
-pub fn routes(store: Arc<dyn Store>) -> Router {
+pub fn routes(store: Arc<dyn Store>, token: Arc<TokenKey>) -> Router {
     Router::new()
         .route("/whep/{stream}", options(preflight).post(redirect))
         .route("/livez", get(|| async { "ok\n" }))
         .route("/healthz", get(|| async { "ok\n" }))
-        .with_state(store)
+        .with_state((store, token))
 }
 
 /// Browsers ask before a cross-origin POST.
@@ -42,8 +62,12 @@ async fn preflight() -> Response {
 }
 
 /// Sends a WHEP client to the router that carries the stream.
-async fn redirect(State(store): State<Arc<dyn Store>>, Path(stream): Path<String>) -> Response {
-    match find(&*store, &stream).await {
+async fn redirect(
+    State((store, key)): State<Seen>,
+    Path(stream): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    match find(&*store, &key, &stream, bearer(&headers)).await {
         Ok(location) => {
             m::count_by(m::REDIRECTS, "result", "redirected");
             let mut response = empty(StatusCode::TEMPORARY_REDIRECT);
@@ -59,7 +83,12 @@ async fn redirect(State(store): State<Arc<dyn Store>>, Path(stream): Path<String
 
 type Refusal = (StatusCode, Reason, &'static str);
 
-async fn find(store: &dyn Store, stream: &str) -> Result<HeaderValue, Refusal> {
+async fn find(
+    store: &dyn Store,
+    key: &TokenKey,
+    stream: &str,
+    token: Option<&str>,
+) -> Result<HeaderValue, Refusal> {
     let unknown = (StatusCode::NOT_FOUND, Reason::StreamNotFound, "no such stream");
     let broken = (StatusCode::SERVICE_UNAVAILABLE, Reason::StoreUnavailable, "try again");
     let id = StreamId::parse(stream).map_err(|_| unknown)?;
@@ -68,7 +97,52 @@ async fn find(store: &dyn Store, stream: &str) -> Result<HeaderValue, Refusal> {
     let origin = row.accepted.as_ref().ok_or(offline)?;
     let node = store.node(origin.node.clone()).await.map_err(|_| broken)?.ok_or(offline)?;
     let url = whep_url(&node.addresses().whep_base_url, &row.id).ok_or(offline)?;
+    let url = match token {
+        Some(token) => ticketed(store, key, &row, token, url).await,
+        None => url,
+    };
     HeaderValue::from_str(&url).map_err(|_| offline)
+}
+
+/// A viewer's router died, or was left, after the time of its join token: nobody but we can vouch
+/// that it was watching. It gets a ticket if its token is genuine and its row says that it is
+/// connected to another router than the one it is sent to, or that its router was restarted under
+/// it. A viewer that left or was kicked, and one that never joined, gets none, and so does one that
+/// is where it belongs.
+async fn ticketed(
+    store: &dyn Store,
+    key: &TokenKey,
+    row: &StreamRow,
+    token: &str,
+    url: String,
+) -> String {
+    let now = unix_seconds();
+    let claims = key.read(token).filter(|c| c.s == row.id && !c.multi && now > c.exp);
+    let (Some(claims), Some(origin)) = (claims, &row.accepted) else {
+        return url;
+    };
+    let name = ViewerName { stream: claims.s, viewer: claims.sub };
+    let Ok(Some(viewer)) = store.viewer(name).await else {
+        return url;
+    };
+    let was_watching = match viewer.phase {
+        ViewerPhase::Connected => viewer.edge != origin.node,
+        ViewerPhase::Gone => viewer.reason == GONE_RESTARTED,
+        ViewerPhase::Invited => false,
+    };
+    if !was_watching || viewer.kicked || viewer.jti != claims.jti {
+        return url;
+    }
+    m::count(m::TICKETS);
+    let ticket = ticket::issue(&ticket_key(origin), row.id.as_str(), &claims.jti, now);
+    ticket::on(&url, &ticket)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    let fits = scheme.eq_ignore_ascii_case("bearer") && token.len() <= MAX_TOKEN_BYTES;
+    fits.then_some(token.trim())
 }
 
 /// WHEP address of a stream on a router.

@@ -65,12 +65,20 @@ pub struct Inviter {
     links: Arc<Links>,
     token: Arc<TokenKey>,
     replicas: u32,
+    /// Base of our own WHEP redirect; empty: none.
+    fallback: String,
 }
 
 impl Inviter {
     /// Works on a store and the links of this replica.
     pub fn new(store: Arc<dyn Store>, links: Arc<Links>, token: Arc<TokenKey>) -> Self {
-        Self { store, links, token, replicas: 1 }
+        Self { store, links, token, replicas: 1, fallback: String::new() }
+    }
+
+    /// Hands out our own redirect, by this base address, as the fallback of every viewer.
+    #[must_use]
+    pub fn with_fallback(self, public_url: &str) -> Self {
+        Self { fallback: public_url.to_owned(), ..self }
     }
 
     /// Places a viewer, stores it, and answers its token.
@@ -100,7 +108,7 @@ impl Inviter {
             join_token: self.mint(&claims(i, &row))?,
             whep_url: url,
             ice_servers: Vec::new(),
-            fallback_whep_urls: Vec::new(),
+            fallback_whep_urls: whep_url(&self.fallback, id).into_iter().collect(),
         };
         let request = i.request.map(|key| (key, Bytes::from(answer.encode_to_vec())));
         match self.store.join_viewer(JoinViewer { row, request }).await? {
@@ -200,11 +208,22 @@ impl Inviter {
         };
         metrics::counter!(m::KICKS).increment(rows.len() as u64);
         let wait = KICK_WAIT.min(deadline.saturating_duration_since(Instant::now()) / 2);
-        let acks = rows.iter().map(|row| self.close(row, &reason, wait));
+        // While a stream moves its viewers may be on either router, and come to the other.
+        let mut at = Vec::new();
+        for row in &rows {
+            at.push((row, row.edge.clone()));
+            let stream = self.store.stream(row.name.stream.clone()).await?;
+            let leaving = stream.as_ref().and_then(|s| Some((s, s.leaving.as_ref()?)));
+            if let Some((stream, leaving)) = leaving {
+                let origins = stream.accepted.iter().chain([&leaving.from]).map(|a| &a.node);
+                at.extend(origins.filter(|n| **n != row.edge).map(|n| (row, n.clone())));
+            }
+        }
+        let acks = at.iter().map(|(row, node)| self.close(row, node, &reason, wait));
         Ok(futures::future::join_all(acks).await.into_iter().all(|acked| acked))
     }
 
-    async fn close(&self, row: &ViewerRow, reason: &str, wait: Duration) -> bool {
+    async fn close(&self, row: &ViewerRow, at: &NodeId, reason: &str, wait: Duration) -> bool {
         let bar = Bar {
             token_ids: vec![row.jti.clone()],
             stream: row.name.stream.resource_name(),
@@ -214,10 +233,10 @@ impl Inviter {
             until: Some(timestamp(row.join_until_us)),
         };
         // The bar first, so that the token is of no use by the time the session is closed.
-        let barred = row.jti.is_empty()
-            || self.links.act(&row.edge, Body::Bar(bar), wait).await == Some(Code::Ok);
+        let barred =
+            row.jti.is_empty() || self.links.act(at, Body::Bar(bar), wait).await == Some(Code::Ok);
         let kick = Kick { viewer: row.name.to_string(), reason: reason.to_owned() };
-        let kicked = self.links.act(&row.edge, Body::Kick(kick), wait).await;
+        let kicked = self.links.act(at, Body::Kick(kick), wait).await;
         // A viewer that never joined, or that the bar has closed already, is not there to kick.
         barred && matches!(kicked, Some(Code::Ok | Code::NotFound))
     }

@@ -25,6 +25,9 @@ pub struct Timing {
     pub forget_node: Duration,
     /// A gone viewer stays readable for this long.
     pub forget_viewer: Duration,
+    /// Viewers have this long to leave an origin that their stream moved away from, and a node
+    /// that is drained without a deadline.
+    pub drain: Duration,
 }
 
 impl Default for Timing {
@@ -35,6 +38,7 @@ impl Default for Timing {
             lease: Duration::from_secs(8),
             forget_node: Duration::from_secs(3600),
             forget_viewer: Duration::from_secs(60),
+            drain: Duration::from_secs(30),
         }
     }
 }
@@ -44,7 +48,7 @@ pub fn node_state(row: &NodeRow) -> NodeState {
     match row {
         NodeRow { lost: true, .. } => NodeState::Lost,
         NodeRow { link: None, .. } | NodeRow { suspect: true, .. } => NodeState::Suspect,
-        NodeRow { draining: true, .. } => NodeState::Draining,
+        NodeRow { draining: true, .. } | NodeRow { drain_us: Some(_), .. } => NodeState::Draining,
         NodeRow { agreed: false, .. } => NodeState::Starting,
         _ => NodeState::Serving,
     }

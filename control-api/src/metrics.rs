@@ -31,6 +31,12 @@ pub(crate) const TOKENS: &str = "fanlight_control_tokens_minted_total";
 pub(crate) const KICKS: &str = "fanlight_control_kicks_total";
 /// WHEP redirects.
 pub(crate) const REDIRECTS: &str = "fanlight_control_whep_redirects_total";
+/// Origins changed.
+pub(crate) const MOVES: &str = "fanlight_control_moves_total";
+/// Nodes drained.
+pub(crate) const DRAINS: &str = "fanlight_control_drains_total";
+/// Tickets given to viewers of lost routers.
+pub(crate) const TICKETS: &str = "fanlight_control_tickets_total";
 /// Streams by state.
 pub(crate) const STREAMS: &str = "fanlight_control_streams";
 /// Nodes by state.
@@ -57,6 +63,15 @@ pub const METRICS: &[MetricDoc] = &[
     MetricDoc::counter(
         REDIRECTS,
         "WHEP requests redirected to a router, or refused; label `result`.",
+    ),
+    MetricDoc::counter(
+        MOVES,
+        "Streams given to another origin; label `how` is gentle (drain), asked or lost.",
+    ),
+    MetricDoc::counter(DRAINS, "Drains of nodes begun or undone; label `what`."),
+    MetricDoc::counter(
+        TICKETS,
+        "Redirected viewers whose join token's time was over and who were let in by a ticket.",
     ),
     MetricDoc::gauge(STREAMS, "Streams known; label `state`."),
     MetricDoc::gauge(NODES, "Nodes known; label `state`."),

@@ -25,7 +25,7 @@ use crate::{
     store::{
         AssignOrigin, CreateStream, DeleteStream, DeviceAt, Event, Once, RequestKey, StarveStream,
         Store,
-        rows::{NodeRow, PushToken, StreamRow},
+        rows::{NodeRow, PushToken, PushWord, StreamRow},
     },
     witness::{Verdict, verdict},
 };
@@ -186,8 +186,9 @@ impl Steward {
         };
         match verdict(&row, origin.as_deref(), worker.as_deref()) {
             Verdict::Keep => self.follow_device(&row, worker.as_deref()).await,
-            Verdict::Place => self.place(&row, "").await,
-            Verdict::Move(why) => self.place(&row, why.as_str()).await,
+            Verdict::Place => self.place(&row, "", false).await,
+            Verdict::Move(why) => self.place(&row, why.as_str(), false).await,
+            Verdict::Leave(why) => self.place(&row, why.as_str(), true).await,
         }
     }
 
@@ -213,12 +214,13 @@ impl Steward {
             ingest,
             push_token: new_push_token(),
             reason: "the device is with another worker".to_owned(),
+            gentle: false,
         };
         self.store.assign_origin(intent).await.map(drop)
     }
 
     /// Finds the device's worker and a router, and commits to both.
-    async fn place(&self, row: &StreamRow, why: &str) -> Result<(), ControlError> {
+    async fn place(&self, row: &StreamRow, why: &str, gentle: bool) -> Result<(), ControlError> {
         let ingest = match self.store.find_device(row.device.clone()).await? {
             DeviceAt::Online(node) => node,
             DeviceAt::Offline(_) | DeviceAt::Unknown => {
@@ -231,6 +233,11 @@ impl Steward {
         }
         let decision = self.decide(row, &ingest).await?;
         let Some(pick) = decision.pick.clone() else {
+            if gentle {
+                // It goes on where it is; another router may come at any time.
+                tracing::debug!(stream = %row.id, why = decision.explain(), "nowhere to move to");
+                return self.store.defer_stream(row.id.clone(), RETRY).await;
+            }
             return self.starve(row, Reason::NodeAtCapacity, &decision.explain()).await;
         };
         let intent = AssignOrigin {
@@ -241,9 +248,13 @@ impl Steward {
             ingest,
             push_token: new_push_token(),
             reason: why.to_owned(),
+            gentle,
         };
         let new = self.store.assign_origin(intent).await?;
         metrics::counter!(m::PLACEMENTS, "what" => "stream", "result" => "placed").increment(1);
+        if row.accepted.is_some() {
+            m::count_by(m::MOVES, "how", if gentle { "gentle" } else { "lost" });
+        }
         let origin = new.assigned.as_ref().map(|a| a.node.as_str()).unwrap_or_default();
         tracing::info!(stream = %row.id, epoch = new.epoch, origin, why, "stream assigned");
         Ok(())
@@ -259,12 +270,72 @@ impl Steward {
             "" => self.store.node(ingest.clone()).await?.map(|n| n.hello.region.clone()),
             region => Some(region.to_owned()),
         };
+        // Not where the worker cannot push to.
+        let cut_off = row.assigned.iter().filter(|_| row.push == PushWord::Broken);
+        let refused: Vec<NodeId> = cut_off.map(|a| &a.node).chain(&row.refused).cloned().collect();
         let ask = place::OriginAsk {
             region: near.as_deref().unwrap_or_default(),
-            refused: &row.refused,
+            refused: &refused,
             replicas: self.replicas,
         };
         Ok(place::origin(&fleet, &ask, &mut StdRng::from_os_rng()))
+    }
+
+    /// Moves a stream's origin, make-before-break where it is live, and waits until the new router
+    /// took it. Without a target the placement picks any other router.
+    pub async fn move_stream(
+        &self,
+        id: &StreamId,
+        target: Option<&NodeId>,
+        deadline: Instant,
+    ) -> Result<Arc<StreamRow>, ControlError> {
+        let events = self.store.subscribe();
+        let row = self.store.stream(id.clone()).await?;
+        let row = row.ok_or_else(|| ControlError::no_stream(id.resource_name()))?;
+        let at = row.accepted.as_ref().filter(|_| row.is_accepted());
+        let at = at.ok_or_else(|| busy(&row, "the stream is being placed"))?;
+        if target == Some(&at.node) {
+            return Ok(row);
+        }
+        if row.leaving.is_some() {
+            return Err(busy(&row, "viewers of its last move are on their way"));
+        }
+        let mut fleet = self.store.routers().await?;
+        fleet.retain(|n| target.is_none_or(|t| n.id == *t));
+        let ask = place::OriginAsk {
+            region: row.spec.preferred_region.as_str(),
+            refused: std::slice::from_ref(&at.node),
+            replicas: self.replicas,
+        };
+        let decision = place::origin(&fleet, &ask, &mut StdRng::from_os_rng());
+        let pick = decision.pick.clone().ok_or_else(|| {
+            let why = format!("no router can take the stream now: {}", decision.explain());
+            ControlError::new(Reason::NodeAtCapacity, why)
+                .about("fanlight.Stream", id.resource_name())
+                .retry_in(RETRY)
+        })?;
+        let ingest = match self.store.find_device(row.device.clone()).await? {
+            DeviceAt::Online(node) => node,
+            DeviceAt::Offline(_) | DeviceAt::Unknown => {
+                let why = "the device is offline";
+                return Err(ControlError::new(Reason::DeviceOffline, why)
+                    .about("fanlight.Device", row.device.resource_name())
+                    .retry_in(RETRY));
+            }
+        };
+        let intent = AssignOrigin {
+            stream: id.clone(),
+            expect_epoch: row.epoch,
+            node: pick.node,
+            incarnation: pick.incarnation,
+            ingest,
+            push_token: new_push_token(),
+            reason: Reason::MoveAsked.as_str().to_owned(),
+            gentle: true,
+        };
+        self.store.assign_origin(intent).await?;
+        m::count_by(m::MOVES, "how", "asked");
+        self.wait_for_origin(id, events, deadline, false).await
     }
 
     async fn starve(&self, row: &StreamRow, reason: Reason, why: &str) -> Result<(), ControlError> {
@@ -385,6 +456,13 @@ fn new_push_token() -> PushToken {
     let mut secret = [0; 32];
     rand::rng().fill(&mut secret);
     PushToken(secret)
+}
+
+/// The stream cannot be moved just now.
+fn busy(row: &StreamRow, why: &str) -> ControlError {
+    ControlError::new(Reason::StaleEpoch, why)
+        .about("fanlight.Stream", row.id.resource_name())
+        .retry_in(RETRY)
 }
 
 fn starved(row: &StreamRow) -> ControlError {

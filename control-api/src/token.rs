@@ -19,8 +19,8 @@ use base64::{
     Engine as _,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
-use fanlight_proto::claims::JoinClaims;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use fanlight_proto::claims::{JOIN_AUDIENCE, JOIN_ISSUER, JoinClaims};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use rustls_pki_types::{PrivatePkcs8KeyDer, pem::PemObject as _};
 
 /// Why there is no usable key. The operator's to mend.
@@ -157,6 +157,16 @@ impl TokenKey {
             .map_err(|_| TokenError::Crypto { doing: "sign a join token" })
     }
 
+    /// The claims of a join token that we signed, whatever its time.
+    pub fn read(&self, token: &str) -> Option<JoinClaims> {
+        let mut rules = Validation::new(Algorithm::EdDSA);
+        rules.validate_exp = false;
+        rules.set_audience(&[JOIN_AUDIENCE]);
+        rules.set_issuer(&[JOIN_ISSUER]);
+        let key = DecodingKey::from_ed_der(&self.public);
+        jsonwebtoken::decode::<JoinClaims>(token, &key, &rules).ok().map(|t| t.claims)
+    }
+
     /// The public half as a JWK set.
     pub fn jwks_json(&self) -> String {
         serde_json::json!({ "keys": [{
@@ -205,8 +215,8 @@ fn pem(der: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use fanlight_proto::claims::{JOIN_AUDIENCE, JOIN_ISSUER, Role};
-    use jsonwebtoken::{DecodingKey, Validation, jwk::JwkSet};
+    use fanlight_proto::claims::Role;
+    use jsonwebtoken::jwk::JwkSet;
 
     use super::*;
     use crate::clock::unix_seconds;
@@ -248,6 +258,11 @@ mod tests {
         assert_eq!(verify(&key, &token).unwrap(), claims());
         let other = TokenKey::generate().unwrap();
         assert!(verify(&other, &token).is_err());
+        assert_eq!((key.read(&token), other.read(&token)), (Some(claims()), None));
+        let old = JoinClaims { exp: 1, ..claims() };
+        assert_eq!(key.read(&key.mint(&old).unwrap()), Some(old), "whatever its time");
+        let foreign = JoinClaims { aud: "someone".to_owned(), ..claims() };
+        assert_eq!(key.read(&key.mint(&foreign).unwrap()), None);
     }
 
     #[test]

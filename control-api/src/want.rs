@@ -1,20 +1,27 @@
 //! Stream rows to wants: what one node shall run. Pure. Not the sending of it (`link.rs`).
 //! Invariant: the ingest worker is told of an origin only after that origin took the stream, and
-//! of exactly one; wants come out in the order of their streams, one per stream.
+//! of exactly one, and while the stream moves of the one before it; wants come out in the order of
+//! their streams, one per stream.
 
 use std::collections::BTreeMap;
 
-use aws_lc_rs::digest::{SHA256, digest};
+use aws_lc_rs::{
+    digest::{SHA256, digest},
+    hmac,
+};
 use fanlight_ops::link::digest::{expected_run_digest, want_digest};
 use fanlight_proto::{
     id::NodeId,
-    node::v1::{IngestRole, OriginRole, Stop, Want, want::Role},
+    node::v1::{IngestRole, MovedTo, OriginRole, Stop, Want, want::Role},
     types::v1::{Assignment, NodeRef},
 };
 
-use crate::store::{
-    WantView,
-    rows::{Assigned, StreamRow},
+use crate::{
+    http::whep_url,
+    store::{
+        WantView,
+        rows::{Assigned, StreamRow},
+    },
 };
 
 /// Relays one origin may feed; no relays are made yet.
@@ -65,10 +72,11 @@ pub fn wants(node: &NodeId, incarnation: u64, view: &WantView) -> WantList {
     let mine = |a: &&Assigned| a.node == *node && a.incarnation == incarnation;
     let want = |row: &StreamRow| {
         // While a move is under way the old origin keeps what it has.
-        let origin = row.assigned.iter().chain(&row.accepted).find(mine);
+        let left = row.leaving.iter().map(|l| &l.from);
+        let origin = row.assigned.iter().chain(&row.accepted).chain(left).find(mine);
         let ingest = || row.accepted.as_ref().filter(|_| row.ingest.as_ref() == Some(node));
         match origin {
-            Some(a) => Some(as_want(row, a, Role::Origin(origin_role(row, a)))),
+            Some(a) => Some(as_want(row, a, Role::Origin(origin_role(row, a, view)))),
             None => ingest().map(|a| as_want(row, a, Role::Ingest(ingest_role(row, a, view)))),
         }
     };
@@ -82,18 +90,35 @@ fn as_want(row: &StreamRow, a: &Assigned, role: Role) -> Want {
     Want { assignment: Some(assignment), role: Some(role) }
 }
 
-fn origin_role(row: &StreamRow, a: &Assigned) -> OriginRole {
+fn origin_role(row: &StreamRow, a: &Assigned, view: &WantView) -> OriginRole {
+    let moved = row.moved().filter(|to| *to != a).and_then(|to| {
+        let addresses = view.addresses.get(&to.node)?;
+        let whep_url = whep_url(&addresses.whep_base_url, &row.id)?;
+        Some(MovedTo { whep_url, ticket_key: ticket_key(to) })
+    });
     OriginRole {
         ingest_node: row.ingest.as_ref().map(NodeId::resource_name).unwrap_or_default(),
         push_token_sha256: digest(&SHA256, &a.push_token.0).as_ref().to_vec(),
         max_relays: MAX_RELAYS,
         control_epoch: 0,
         controller_viewer: String::new(),
+        ticket_key: ticket_key(a),
+        moved,
     }
+}
+
+/// Key of the tickets that the router of an assignment takes. Made of the assignment's secret, so
+/// that it needs no store of its own and ends with the assignment.
+pub(crate) fn ticket_key(a: &Assigned) -> Vec<u8> {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &a.push_token.0);
+    hmac::sign(&key, b"fanlight viewer ticket").as_ref().to_vec()
 }
 
 fn ingest_role(row: &StreamRow, a: &Assigned, view: &WantView) -> IngestRole {
     let video = row.spec.video.clone().unwrap_or_default();
+    let left = row.leaving.as_ref().filter(|l| l.push).map(|l| &l.from);
+    let also = left.and_then(|from| view.addresses.get(&from.node).cloned());
+    let left = left.filter(|_| also.is_some());
     IngestRole {
         device: row.device.resource_name(),
         origin: view.addresses.get(&a.node).cloned(),
@@ -101,8 +126,12 @@ fn ingest_role(row: &StreamRow, a: &Assigned, view: &WantView) -> IngestRole {
         max_bitrate_bps: video.max_bitrate_bps,
         max_fps: video.max_fps,
         audio: row.spec.audio.is_some_and(|audio| audio.enabled),
-        also: None,
+        also,
         push_token: a.push_token.0.to_vec(),
+        also_epoch: left.map_or(0, |l| l.epoch),
+        also_origin: left
+            .map(|l| NodeRef { node: l.node.resource_name(), incarnation: l.incarnation }),
+        also_push_token: left.map(|l| l.push_token.0.to_vec()).unwrap_or_default(),
     }
 }
 
@@ -113,11 +142,12 @@ mod tests {
     use super::*;
     use crate::store::{
         memory::fixtures::{id, stream_row},
-        rows::PushToken,
+        rows::{Leaving, PushToken},
     };
+    use fanlight_proto::types::v1::{NodeAddresses, StreamState};
 
     fn view(rows: Vec<StreamRow>) -> WantView {
-        let addresses = [(id("r1"), fanlight_proto::types::v1::NodeAddresses::default())];
+        let addresses = [(id("r1"), NodeAddresses::default())];
         WantView { rows: rows.into_iter().map(Arc::new).collect(), addresses: addresses.into() }
     }
 
@@ -147,6 +177,47 @@ mod tests {
         let epoch =
             |node: &str| wants(&id(node), 1, &view).wants[0].assignment.as_ref().map(|a| a.epoch);
         assert_eq!((epoch("w1"), epoch("r1"), epoch("r2")), (Some(7), Some(7), Some(8)));
+    }
+
+    #[test]
+    fn a_router_that_is_left_keeps_its_push_and_hears_where_to_only_when_that_is_live() {
+        let mut row = stream_row("s", "r2", 8);
+        let from = Assigned { epoch: 7, node: id("r1"), ..row.assigned.clone().unwrap() };
+        row.leaving = Some(Leaving { from, push: true, until_us: 1 });
+        row.state = StreamState::Moving;
+        let view_of = |row: &StreamRow| {
+            let address = |base: &str| NodeAddresses {
+                whep_base_url: base.to_owned(),
+                ..NodeAddresses::default()
+            };
+            let addresses = [(id("r1"), address("http://one")), (id("r2"), address("http://two/"))];
+            WantView { rows: vec![Arc::new(row.clone())], addresses: addresses.into() }
+        };
+        let origin = |row: &StreamRow, node: &str| {
+            let list = wants(&id(node), 1, &view_of(row)).wants;
+            match &list[0].role {
+                Some(Role::Origin(o)) => (list[0].assignment.as_ref().unwrap().epoch, o.clone()),
+                other => panic!("{other:?}"),
+            }
+        };
+        let ingest = |row: &StreamRow| match &wants(&id("w1"), 1, &view_of(row)).wants[0].role {
+            Some(Role::Ingest(i)) => i.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((origin(&row, "r1").0, origin(&row, "r1").1.moved), (7, None));
+        let told = ingest(&row);
+        assert_eq!((told.also_epoch, told.also_push_token.len()), (7, 32));
+        assert_eq!(told.also.unwrap().whep_base_url, "http://one");
+        row.state = StreamState::Live;
+        let moved = origin(&row, "r1").1.moved.unwrap();
+        assert_eq!(moved.whep_url, "http://two/whep/s");
+        assert_eq!(moved.ticket_key, origin(&row, "r2").1.ticket_key);
+        assert_ne!(moved.ticket_key, [7; 32], "not the secret itself");
+        assert_eq!(origin(&row, "r2").1.moved, None);
+        // One that was lost is not pushed to, but hears where its viewers shall go.
+        row.leaving.as_mut().unwrap().push = false;
+        assert!(origin(&row, "r1").1.moved.is_some());
+        assert_eq!((ingest(&row).also, ingest(&row).also_epoch), (None, 0));
     }
 
     #[test]

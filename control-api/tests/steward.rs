@@ -263,3 +263,129 @@ async fn a_node_that_left_is_forgotten_after_an_hour() {
     sleep(Duration::from_secs(1)).await;
     assert!(world.store.node(id("r1")).await.unwrap().is_none());
 }
+
+impl World {
+    async fn says(&self, link: &LinkId, name: &str, epoch: u64, state: StreamState) {
+        let report = StreamReport {
+            stream: stream(name).resource_name(),
+            epoch,
+            state: state.into(),
+            reason: String::new(),
+        };
+        self.store.report_stream(link.clone(), report).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drained_router_is_left_make_before_break_and_takes_nothing_back_until_undrained() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    world.store.drain_node(id("r1"), Duration::from_secs(20)).await.unwrap();
+    world.beat(&[&r1, &worker], 5).await;
+    let row = world.row("a").await;
+    assert_eq!((row.epoch, row.state), (first.epoch, StreamState::Live), "nowhere to go");
+
+    // Another router comes: it is used within a moment, and both carry the stream.
+    let r2 = world.router("r2").await;
+    let began = Instant::now();
+    let epoch = world.accept("a", &[&r2]).await;
+    assert!(began.elapsed() <= Duration::from_secs(2), "{:?}", began.elapsed());
+    let row = world.row("a").await;
+    assert_eq!((row.state, row.reason.as_str()), (StreamState::Moving, ""));
+    assert!(row.leaving.as_ref().is_some_and(|l| l.push && l.from.epoch == first.epoch));
+    world.says(&r2, "a", epoch, StreamState::Live).await;
+    world.says(&r1, "a", first.epoch, StreamState::Ended).await;
+    let row = world.row("a").await;
+    assert_eq!((row.leaving.as_ref(), row.state), (None, StreamState::Live));
+
+    // Its new router drains too, and the old one still does: it stays.
+    world.store.drain_node(id("r2"), Duration::from_secs(20)).await.unwrap();
+    world.beat(&[&r1, &r2, &worker], 5).await;
+    assert_eq!(world.row("a").await.epoch, epoch);
+    world.store.undrain_node(id("r1")).await.unwrap();
+    assert_eq!(world.state("r1").await, NodeState::Serving);
+    assert!(world.accept("a", &[&r1]).await > epoch);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_says_it_drains_is_left_as_one_that_is_told_to() {
+    let world = World::new();
+    let (r1, worker) =
+        (world.router("r1").await, world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await);
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    let r2 = world.router("r2").await;
+    world.beat(&[&r1, &r2, &worker], 2).await;
+    assert_eq!(world.row("a").await.epoch, first.epoch, "nothing moves without a reason");
+    world.store.renew_node(r1.clone(), NodeLoad::default(), true).await.unwrap();
+    world.accept("a", &[&r2]).await;
+    assert!(world.row("a").await.leaving.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_is_moved_when_asked_to_where_asked_and_one_move_at_a_time() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let _worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let alone = world.steward.move_stream(&stream("a"), None, deadline).await.unwrap_err();
+    assert_eq!(alone.reason.as_str(), "NODE_AT_CAPACITY");
+    let (r2, r3) = (world.router("r2").await, world.router("r3").await);
+    let same = world.steward.move_stream(&stream("a"), Some(&id("r1")), deadline).await.unwrap();
+    assert_eq!(same.epoch, first.epoch, "it is there already");
+    let steward = Arc::clone(&world.steward);
+    let moving =
+        tokio::spawn(
+            async move { steward.move_stream(&stream("a"), Some(&id("r3")), deadline).await },
+        );
+    let epoch = world.accept("a", &[&r2, &r3]).await;
+    let row = moving.await.unwrap().unwrap();
+    assert_eq!(row.accepted.as_ref().map(|a| a.node.clone()), Some(id("r3")));
+    assert_eq!((row.epoch, row.state), (epoch, StreamState::Moving));
+    let busy = world.steward.move_stream(&stream("a"), None, deadline).await.unwrap_err();
+    assert!(busy.retry.is_some(), "{busy}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_router_that_dies_is_left_at_the_second_witness() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    world.says(&worker, "a", first.epoch, StreamState::Live).await;
+    let r2 = world.router("r2").await;
+    world.store.unlink_node(r1.clone(), false).await.unwrap();
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.row("a").await.epoch, first.epoch, "its link alone moves nothing");
+    world.says(&worker, "a", first.epoch, StreamState::Starved).await;
+    let began = Instant::now();
+    world.accept("a", &[&r2]).await;
+    assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+    assert!(world.row("a").await.leaving.as_ref().is_some_and(|l| !l.push));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_to_a_router_that_the_worker_cannot_reach_goes_to_another_one() {
+    let world = World::new();
+    let r1 = world.router("r1").await;
+    let worker = world.link("w1", NodeKind::IngestWorker, 1, &["a"]).await;
+    let first = world.create("a", &[&r1]).await;
+    world.says(&r1, "a", first.epoch, StreamState::Live).await;
+    let r2 = world.router("r2").await;
+    world.store.drain_node(id("r1"), Duration::from_secs(20)).await.unwrap();
+    let second = world.accept("a", &[&r2]).await;
+    let r3 = world.router("r3").await;
+    world.says(&worker, "a", second, StreamState::Starved).await;
+    let third = world.accept("a", &[&r3]).await;
+    assert!(third > second);
+    let row = world.row("a").await;
+    // What is left is still the router that has the picture, and never the one that had none.
+    assert!(row.leaving.as_ref().is_some_and(|l| l.push && l.from.epoch == first.epoch));
+    assert_eq!(row.accepted.as_ref().map(|a| a.node.clone()), Some(id("r3")));
+}

@@ -233,6 +233,36 @@ describe('the player', () => {
       assert.equal(await page.evaluate(() => fanlight.player.state), 'closed');
     });
 
+    test('sent elsewhere while a finger is down: it is lifted, the picture goes on, and the next tap goes there', async () => {
+      const b = await box();
+      await page.mouse.move(b.x + b.w / 2, b.y + b.h / 2);
+      await page.mouse.down();
+      assert.deepEqual((await messages(1)).map((m) => m.action), ['down']);
+      const seen = await page.evaluate(async () => {
+        const { player } = fanlight;
+        const states = [];
+        player.addEventListener('statechange', (e) => states.push(e.detail.state));
+        const before = { server: fakeRouter.server, video: player.video };
+        const moved = new Promise((ok) => player.addEventListener('moved', (e) => ok(e.detail), { once: true }));
+        const url = new TextEncoder().encode(new URL('/whep/y?ticket=1.ab', location.href).href);
+        fakeRouter.say([0x84, ...Array(11).fill(0), 0, url.length, 0, 0, ...url]);
+        const detail = await moved;
+        return { states, detail, other: before.server !== fakeRouter.server && before.video !== player.video,
+          videos: player.shadowRoot.querySelectorAll('video').length, stats: player.getStats() };
+      });
+      assert.deepEqual([seen.states, seen.other, seen.videos], [[], true, 1]);
+      assert.deepEqual([seen.detail.by, new URL(seen.detail.url).pathname, new URL(seen.detail.url).search], ['channel', '/whep/y', '']);
+      assert.deepEqual([seen.stats.moves, seen.stats.losses, seen.stats.lastMoveMs], [1, 0, seen.detail.ms]);
+      await live();
+      assert.deepEqual((await messages(1)).map((m) => m.type), ['release_all']);
+      await page.mouse.up();
+      await page.mouse.click(b.x + b.w / 4, b.y + b.h / 4);
+      const [down, up] = await messages(2);
+      assert.deepEqual([down.action, down.x, up.action], ['down', 90, 'up']);
+      const requests = await page.evaluate(() => fakeRouter.requests.map((r) => [r.method, new URL(r.target, location.href).pathname]));
+      assert.deepEqual(requests, [['POST', '/whep/x'], ['POST', '/whep/y'], ['DELETE', '/whep/x/s1']]);
+    });
+
     test('the statistics panel shows figures', async () => {
       await page.getByRole('button', { name: 'Statistics' }).click();
       await page.waitForFunction(() => fanlight.player.getStats().fps > 5, null, { timeout: 10_000 });

@@ -34,6 +34,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     let shutdown = Shutdown::new(STOP_DEADLINE);
     match command {
         Command::Pki(args) => return fanlight::pki::run(&args),
+        Command::Router(_) => shutdown.listen_signals_draining()?,
         _ => shutdown.listen_signals()?,
     }
     match command {

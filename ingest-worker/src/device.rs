@@ -297,6 +297,9 @@ impl Device {
         let (stream, epoch) = (want.spec.stream.clone(), want.spec.epoch);
         let tell = move |published: Published| match published {
             Published::Live => board.stream(&stream, epoch, StreamState::Live, ""),
+            Published::Broken(reason) => {
+                board.stream(&stream, epoch, StreamState::Starved, &reason);
+            }
             Published::Waiting(reason) => {
                 board.stream(&stream, epoch, StreamState::Assigned, &reason);
             }

@@ -167,7 +167,11 @@ impl Fence {
 
     /// Lets go of everything `viewer` holds; of everything at all for `None`.
     pub fn release(&mut self, viewer: Option<u64>, out: &mut Vec<Op>) {
-        let mine = |v: u64| viewer.is_none_or(|only| only == v);
+        self.release_of(|v| viewer.is_none_or(|only| only == v), out);
+    }
+
+    /// Lets go of everything that these viewers hold.
+    pub fn release_of(&mut self, mine: impl Fn(u64) -> bool, out: &mut Vec<Op>) {
         for (slot, held) in self.pointers.iter_mut().enumerate() {
             if let Some(pointer) = held.take_if(|p| mine(p.viewer)) {
                 out.push(up(slot, pointer.at));

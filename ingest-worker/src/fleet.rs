@@ -240,11 +240,20 @@ fn publishes(
     if main.router.addresses.is_empty() {
         return Err("the origin has no QUIC address".to_owned());
     }
-    let also = role.also.as_ref().map(|also| Wanted { spec, router: key(also, None) });
-    Ok([Some(main), also.filter(|w| !w.router.addresses.is_empty())]
-        .into_iter()
-        .flatten()
-        .collect())
+    let Some(addresses) = &role.also else { return Ok(vec![main]) };
+    // The fence of a move: this epoch and one below it, and no other.
+    if role.also_epoch == 0 || role.also_epoch >= assignment.epoch {
+        let (also, epoch) = (role.also_epoch, assignment.epoch);
+        return Err(format!("the origin to leave has epoch {also}, which is not below {epoch}"));
+    }
+    let node = match &role.also_origin {
+        Some(origin) => Some(NodeId::from_resource_name(&origin.node).map_err(|e| e.to_string())?),
+        None => None,
+    };
+    let push_token = role.also_push_token.clone();
+    let spec = PublishSpec { epoch: role.also_epoch, push_token, ..spec };
+    let also = Wanted { spec, router: key(addresses, node) };
+    Ok([main, also].into_iter().filter(|w| !w.router.addresses.is_empty()).collect())
 }
 
 impl LinkHandler for Fleet {
@@ -372,6 +381,42 @@ mod tests {
             ["DEVICE_UNKNOWN", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "UNSUPPORTED"]
         );
         assert_eq!(wanted.borrow().len(), 1);
+    }
+
+    #[test]
+    fn while_a_stream_moves_the_publish_that_is_left_stays_the_very_same() {
+        let (fleet, wanted) = fleet();
+        fleet.take(apply(true, vec![want("streams/a", 5, "devices/pixel")]));
+        let before = wanted.borrow()[0].clone();
+        let moving = |also_epoch| {
+            let mut next = want("streams/a", 9, "devices/pixel");
+            if let Some(want::Role::Ingest(role)) = &mut next.role {
+                role.also = role.origin.replace(NodeAddresses {
+                    quic: vec!["127.0.0.1:2".into()],
+                    ..NodeAddresses::default()
+                });
+                role.also_epoch = also_epoch;
+                role.also_push_token = std::mem::replace(&mut role.push_token, vec![3]);
+                role.also_origin = next.assignment.as_ref().unwrap().origin.clone();
+            }
+            next.assignment.as_mut().unwrap().origin.as_mut().unwrap().node = "nodes/r2".into();
+            next
+        };
+        for epoch in [0, 9, 10] {
+            let ack = fleet.take(apply(false, vec![moving(epoch)]));
+            assert_eq!(reasons(&ack), ["INVALID_ARGUMENT"], "{epoch}");
+            fleet.take(apply(true, vec![want("streams/a", 5, "devices/pixel")]));
+        }
+        assert!(fleet.take(apply(false, vec![moving(5)])).refusals.is_empty());
+        let now = wanted.borrow().clone();
+        assert_eq!((now.len(), now[0].spec.epoch), (2, 9));
+        assert_eq!(now[0].router.node.as_ref().unwrap().as_str(), "r2");
+        assert_eq!(now[1], before, "or it would be ended and begun anew");
+        // The move is over: one epoch, and never again a lower one.
+        fleet.take(apply(false, vec![want("streams/a", 9, "devices/pixel")]));
+        assert_eq!(wanted.borrow().len(), 1);
+        let ack = fleet.take(apply(false, vec![want("streams/a", 5, "devices/pixel")]));
+        assert_eq!(reasons(&ack), ["STALE_EPOCH"]);
     }
 
     #[test]

@@ -102,6 +102,11 @@ impl RateRule {
             return if calm { Uplink::Calm } else { Uplink::Busy };
         }
         self.late_looks += 1;
+        // A path that delivers nothing at all is not narrow but dead, or its router is: that is the
+        // connection's business, and no bitrate would fit.
+        if self.delivered.back().is_none_or(|bytes| *bytes == 0) {
+            return Uplink::Busy;
+        }
         let second = self.delivered.len() == DELIVERED_LOOKS;
         if !gave_up && (self.late_looks < LATE_LOOKS || !second) {
             return Uplink::Busy;
@@ -265,6 +270,24 @@ mod tests {
         assert!(r.superseded(start + LATE_AFTER).is_empty());
         assert_eq!(r.superseded(start + LATE_AFTER + RTT), [0, 1, 2, 3]);
         assert_eq!(r.unacked_bytes(), 0);
+    }
+
+    #[test]
+    fn a_router_that_answers_nothing_any_more_is_not_a_narrow_line() {
+        let mut r = RateRule::default();
+        let start = Instant::now();
+        for id in 0..400_u64 {
+            let now = start + Duration::from_millis(17 * id);
+            r.sent(now, id, 1_000);
+            if id < 200 {
+                r.done(id);
+            }
+            let given_up = r.stale(now, RTT);
+            assert!(id >= 200 || given_up.is_empty());
+            if id % 15 == 14 {
+                assert!(!matches!(r.look(now, RTT), Uplink::Behind { .. }), "{id}");
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! A capture may have an heir: a second source, at another bitrate, which takes over with its first
 //! keyframe. Until then the running one goes on, so that nobody sees the change.
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use fanlight_wire::{
     h264::AccessUnitInfo,
@@ -25,7 +25,7 @@ use crate::{
     keyframe::KeyframePolicy,
     rate::Uplink,
     thrift::Thrift,
-    uplink::Host,
+    uplink::{Host, Source},
 };
 
 /// Ops waiting for the device. Half of it is kept free for what must not be lost.
@@ -33,6 +33,8 @@ pub const COMMAND_QUEUE: usize = 256;
 
 /// Parameter sets of an heir that are kept; real ones have some tens of bytes.
 const MAX_PARAMETERS: usize = 64 * 1024;
+/// Bits of a router's number of a viewer: it counts its sessions, so it never comes near.
+const VIEWER_BITS: u32 = 48;
 
 /// What a source is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,6 +94,38 @@ struct Heir {
 struct Input {
     fence: Fence,
     commands: Option<mpsc::Sender<Command>>,
+    /// While a stream moves, two routers publish it and both may send input. The one of the newer
+    /// epoch is heard from its first word on, and the older one not any more: a controller loses
+    /// nothing before it has moved, and no two routers are ever heard in turns. By stream, the
+    /// publish that was heard last. Bounded: one per stream that is published now.
+    heard: HashMap<Arc<str>, Source>,
+    sources: u16,
+}
+
+impl Input {
+    /// Whether a publish may speak. The first word of a newer one lifts what the older one holds.
+    fn hears(&mut self, from: &Source, ops: &mut Vec<Op>) -> bool {
+        let before = self.heard.get(&from.stream);
+        if before.is_some_and(|old| old.epoch > from.epoch) {
+            return false;
+        }
+        if before != Some(from) {
+            if let Some(old) = self.heard.insert(Arc::clone(&from.stream), from.clone()) {
+                self.fence.release_of(|v| of_source(v, &old), ops);
+            }
+            self.fence.new_publish();
+        }
+        true
+    }
+}
+
+/// Viewers are numbered by their routers: the publish tells equal numbers apart.
+fn viewer_key(from: &Source, viewer: u64) -> u64 {
+    (u64::from(from.number) << VIEWER_BITS) | (viewer & ((1 << VIEWER_BITS) - 1))
+}
+
+fn of_source(key: u64, from: &Source) -> bool {
+    key >> VIEWER_BITS == u64::from(from.number)
 }
 
 impl Shared {
@@ -223,7 +257,13 @@ impl Host for Shared {
         &self.feed
     }
 
-    fn input(&self, viewer: u64, message: &[u8]) {
+    fn source(&self, stream: &str, epoch: u64) -> Source {
+        let mut input = self.input.lock();
+        input.sources = input.sources.wrapping_add(1);
+        Source { stream: stream.into(), epoch, number: input.sources }
+    }
+
+    fn input(&self, from: &Source, viewer: u64, message: &[u8]) {
         let message = match InputMessage::decode(message) {
             Ok(message) => message,
             Err(error) => {
@@ -238,9 +278,15 @@ impl Host for Shared {
             return;
         }
         let mut ops = Vec::new();
-        match input.fence.admit(viewer, &message, &mut ops) {
-            Ok(()) => submit(&mut input.commands, ops),
-            Err(why) => return refused(why.as_str()),
+        // A release is no word of its viewer: the router says it of one that left.
+        let release = matches!(message.body, InputBody::ReleaseAll);
+        if !release && !input.hears(from, &mut ops) {
+            return refused("stale_epoch");
+        }
+        let admitted = input.fence.admit(viewer_key(from, viewer), &message, &mut ops);
+        submit(&mut input.commands, ops);
+        if let Err(why) = admitted {
+            return refused(why.as_str());
         }
         drop(input);
         if message.body == (InputBody::GetClipboard { copy_key: CopyKey::None })
@@ -250,15 +296,22 @@ impl Host for Shared {
         }
     }
 
-    fn accepted(&self) {
-        self.input.lock().fence.new_publish();
+    fn accepted(&self, from: &Source) {
+        let mut input = self.input.lock();
+        let older = input.heard.get(&from.stream).is_some_and(|old| old.epoch > from.epoch);
+        if !older {
+            input.fence.new_publish();
+        }
     }
 
-    fn lost(&self) {
+    fn lost(&self, from: &Source) {
         let mut input = self.input.lock();
         let mut ops = Vec::new();
-        input.fence.release(None, &mut ops);
+        input.fence.release_of(|v| of_source(v, from), &mut ops);
         submit(&mut input.commands, ops);
+        if input.heard.get(&from.stream) == Some(from) {
+            input.heard.remove(&from.stream);
+        }
     }
 
     fn uplink(&self, state: Uplink) {
@@ -423,14 +476,54 @@ mod tests {
         (shared, sink, commands)
     }
 
+    fn source(epoch: u64) -> Source {
+        Source { stream: "streams/pixel".into(), epoch, number: u16::try_from(epoch).unwrap() }
+    }
+
     fn touch(shared: &Shared, action: TouchAction) {
+        touch_from(shared, &source(1), action);
+    }
+
+    fn touch_from(shared: &Shared, from: &Source, action: TouchAction) {
         let state = *shared.feed.state().borrow();
         let (w, h) = (state.width, state.height);
         let touch = Touch { action, pointer_id: 0, pressure: 1, x: 1, y: 1, w, h, buttons: 0 };
         let message = InputMessage { seq: 0, lease_epoch: 0, body: InputBody::Touch(touch) };
         let mut bytes = Vec::new();
         message.encode(&mut bytes).unwrap();
-        shared.input(7, &bytes);
+        shared.input(from, 7, &bytes);
+    }
+
+    #[test]
+    fn while_a_stream_moves_the_newer_router_is_heard_from_its_first_word_on() {
+        let (shared, _sink, mut commands) = running();
+        let (old, new) = (source(1), source(2));
+        shared.accepted(&old);
+        touch_from(&shared, &old, TouchAction::Down);
+        shared.accepted(&new);
+        touch_from(&shared, &old, TouchAction::Move);
+        assert_eq!(presses(&mut commands), [Press::Down, Press::Move], "its viewer has not moved");
+        // The same number of a viewer, of another router: the finger of the first is lifted.
+        touch_from(&shared, &new, TouchAction::Down);
+        assert_eq!(presses(&mut commands), [Press::Up, Press::Down]);
+        touch_from(&shared, &old, TouchAction::Move);
+        touch_from(&shared, &old, TouchAction::Down);
+        shared.lost(&old);
+        assert_eq!(presses(&mut commands), [], "what is left of the old router changes nothing");
+        touch_from(&shared, &new, TouchAction::Up);
+        assert_eq!(presses(&mut commands), [Press::Up]);
+    }
+
+    #[test]
+    fn a_move_that_fails_gives_the_word_back_to_the_router_that_is_left() {
+        let (shared, _sink, mut commands) = running();
+        let (old, new) = (source(1), source(2));
+        touch_from(&shared, &new, TouchAction::Down);
+        touch_from(&shared, &old, TouchAction::Down);
+        assert_eq!(presses(&mut commands), [Press::Down]);
+        shared.lost(&new);
+        touch_from(&shared, &old, TouchAction::Down);
+        assert_eq!(presses(&mut commands), [Press::Up, Press::Down]);
     }
 
     fn presses(commands: &mut mpsc::Receiver<Command>) -> Vec<Press> {
@@ -497,7 +590,7 @@ mod tests {
     fn a_router_that_vanishes_leaves_no_finger_down() {
         let (shared, _sink, mut commands) = running();
         touch(&shared, TouchAction::Down);
-        shared.lost();
+        shared.lost(&source(1));
         assert_eq!(presses(&mut commands), [Press::Down, Press::Up]);
     }
 
@@ -522,8 +615,8 @@ mod tests {
     #[test]
     fn malformed_input_reaches_nothing() {
         let (shared, _sink, mut commands) = running();
-        shared.input(1, b"");
-        shared.input(1, &[0xff; 40]);
+        shared.input(&source(1), 1, b"");
+        shared.input(&source(1), 1, &[0xff; 40]);
         assert!(commands.try_recv().is_err());
     }
 }

@@ -12,6 +12,7 @@
 //! | [`config`] | TOML file < environment < flags, all mistakes in one report |
 //! | [`http`] | an HTTP listener for strangers: bounded connections, heads and end |
 //! | [`pki`] | the private CA of a fleet, node identities, mTLS configurations |
+//! | [`ticket`] | by which a viewer whose stream moved is let in at its new router |
 //! | [`link`] | `NodeLink` client: dial, Hello, heartbeats, Apply to handler, reports |
 
 pub mod admin;
@@ -23,6 +24,7 @@ pub mod metrics;
 pub mod pki;
 pub mod process;
 pub mod shutdown;
+pub mod ticket;
 
 /// Version of the workspace, as `/version` and `Hello` give it.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -70,6 +70,9 @@ pub trait LinkHandler: Send + Sync + 'static {
     fn state(&self) -> NodeState {
         NodeState::Serving
     }
+    /// Whether, as the control API sees it, a draining node has no other to give its work to. Told
+    /// with each answer to a heartbeat.
+    fn nowhere_to_go(&self, _nowhere: bool) {}
     /// Greatest epoch ever seen for any stream.
     fn max_epoch_seen(&self) -> u64;
     /// New public keys for viewer tokens, as a JWK set.
@@ -175,6 +178,7 @@ impl LinkClient {
             held: Mutex::default(),
             pending: Mutex::default(),
             wake: Notify::new(),
+            beat: Notify::new(),
             linked: watch::Sender::new(false),
             work,
         });
@@ -206,6 +210,7 @@ struct Shared {
     held: Mutex<Held>,
     pending: Mutex<Pending>,
     wake: Notify,
+    beat: Notify,
     linked: watch::Sender<bool>,
     work: mpsc::Sender<session::Work>,
 }
@@ -251,6 +256,11 @@ impl LinkHandle {
             self.shared.count("fanlight_nodelink_reports_dropped_total", dropped);
         }
         self.shared.wake.notify_one();
+    }
+
+    /// Sends the next heartbeat at once: the node's state has changed.
+    pub fn beat(&self) {
+        self.shared.beat.notify_one();
     }
 
     /// Whether a link is up, as a value to watch.

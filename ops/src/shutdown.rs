@@ -27,6 +27,8 @@ pub struct Shutdown {
 
 struct Inner {
     token: CancellationToken,
+    /// Cancelled by the signal that asks for a drain before the end.
+    drain: CancellationToken,
     /// Cancelled by a second signal: do not even wait for the deadline.
     force: CancellationToken,
     tracker: TaskTracker,
@@ -56,13 +58,20 @@ impl Drop for Listed {
 impl Shutdown {
     /// A new one; `deadline` is the time tasks have after the trigger.
     pub fn new(deadline: Duration) -> Self {
-        Self::with_tokens(deadline, CancellationToken::new(), CancellationToken::new())
+        let fresh = CancellationToken::new;
+        Self::with_tokens(deadline, fresh(), fresh(), fresh())
     }
 
-    fn with_tokens(deadline: Duration, token: CancellationToken, force: CancellationToken) -> Self {
+    fn with_tokens(
+        deadline: Duration,
+        token: CancellationToken,
+        drain: CancellationToken,
+        force: CancellationToken,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 token,
+                drain,
                 force,
                 tracker: TaskTracker::new(),
                 deadline,
@@ -78,6 +87,7 @@ impl Shutdown {
         let child = Self::with_tokens(
             self.inner.deadline,
             self.inner.token.child_token(),
+            self.inner.drain.clone(),
             self.inner.force.clone(),
         );
         let mut children = self.inner.children.lock();
@@ -106,6 +116,16 @@ impl Shutdown {
         self.inner.token.cancel();
     }
 
+    /// Ends when a drain is asked for: whoever can give its work away does so, then ends by itself.
+    pub async fn drain_asked(&self) {
+        self.inner.drain.cancelled().await;
+    }
+
+    /// Asks for a drain. Calling it again changes nothing.
+    pub fn ask_drain(&self) {
+        self.inner.drain.cancel();
+    }
+
     /// Runs a task that [`Self::wait`] waits for. The task has to watch [`Self::token`] itself. A
     /// panic is logged with the task's name and ends that task alone.
     pub fn spawn<F>(&self, name: impl Into<String>, future: F) -> JoinHandle<()>
@@ -130,8 +150,18 @@ impl Shutdown {
         })
     }
 
+    /// As [`Self::listen_signals`], but the first SIGTERM asks for a drain only. The second one, and
+    /// SIGINT, begin the end.
+    pub fn listen_signals_draining(&self) -> std::io::Result<()> {
+        self.listen(true)
+    }
+
     /// Begins the end at SIGINT or SIGTERM. A second signal makes [`Self::wait`] return at once.
     pub fn listen_signals(&self) -> std::io::Result<()> {
+        self.listen(false)
+    }
+
+    fn listen(&self, drains: bool) -> std::io::Result<()> {
         use tokio::signal::unix::{SignalKind, signal};
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -143,6 +173,11 @@ impl Shutdown {
                     _ = interrupt.recv() => "SIGINT",
                     _ = terminate.recv() => "SIGTERM",
                 };
+                if drains && name == "SIGTERM" && !this.inner.drain.is_cancelled() {
+                    tracing::info!(signal = name, "draining; a second one ends at once");
+                    this.ask_drain();
+                    continue;
+                }
                 if this.is_triggered() {
                     tracing::warn!(signal = name, "second signal, not waiting any longer");
                     this.inner.force.cancel();

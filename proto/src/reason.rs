@@ -99,6 +99,10 @@ reasons! {
     OriginLost = "ORIGIN_LOST",
     /// The origin router was restarted; its streams go on under a greater epoch.
     OriginRestarted = "ORIGIN_RESTARTED",
+    /// The origin router is being drained; the stream moves to another one.
+    OriginDraining = "ORIGIN_DRAINING",
+    /// The stream moves because an operator asked for it.
+    MoveAsked = "MOVE_ASKED",
     /// The ingest worker cannot push to the origin router.
     PushBroken = "PUSH_BROKEN",
     /// A fault of ours; it is logged.

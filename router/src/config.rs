@@ -119,6 +119,9 @@ pub struct LimitsConfig {
     pub egress_bps_max: u64,
     /// Time for an ordered stop, in milliseconds.
     pub drain_ms: u64,
+    /// How long SIGTERM waits at most until the streams have moved to other routers and the viewers
+    /// have followed, in milliseconds, before that ordered stop.
+    pub drain_deadline_ms: u64,
 }
 
 impl Default for RouterConfig {
@@ -174,6 +177,7 @@ impl Default for LimitsConfig {
             hop_idle_ms: 1_000,
             egress_bps_max: 5_000_000_000,
             drain_ms: 1_500,
+            drain_deadline_ms: 30_000,
         }
     }
 }
@@ -251,6 +255,7 @@ impl LimitsConfig {
         within("limits.hop_idle_ms", self.hop_idle_ms, 100, 60_000);
         within("limits.egress_bps_max", self.egress_bps_max, 1_000_000, 1 << 50);
         within("limits.drain_ms", self.drain_ms, 1, 600_000);
+        within("limits.drain_deadline_ms", self.drain_deadline_ms, 0, 3_600_000);
     }
 }
 

@@ -19,7 +19,9 @@
 
 mod arrive;
 mod config;
+mod drain;
 mod error;
+mod events;
 mod flow;
 mod frame;
 mod hop;

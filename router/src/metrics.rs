@@ -126,6 +126,8 @@ docs! {
         histogram "fanlight_router_join_seconds", "Time from a WHEP POST to its answer; label `node`.";
         counter "fanlight_router_sessions_opened_total", "Sessions made; label `node`.";
         counter "fanlight_router_sessions_closed_total", "Sessions ended; labels `node`, `reason`.";
+        counter "fanlight_router_viewers_sent_elsewhere_total", "Viewers told to join another router, because their stream moved there; label `node`.";
+        counter "fanlight_router_tickets_taken_total", "Viewers let in after their token's time, because they were watching when the stream moved; label `node`.";
         counter "fanlight_router_streams_wanted_total", "Streams assigned to this router; label `node`.";
         counter "fanlight_router_streams_unwanted_total", "Streams taken away from this router; label `node`.";
         counter "fanlight_router_wants_refused_total", "Assignments refused; labels `node`, `reason`.";

@@ -3,16 +3,14 @@
 //! keys, bars and sessions stay as they are.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use fanlight_ops::{
     admin::Readiness,
     link::{LinkHandler, refused},
+    ticket,
 };
 use fanlight_proto::{
     id::{NodeId, StreamId, ViewerName},
@@ -30,16 +28,19 @@ use prost_types::Timestamp;
 use tonic::Code;
 
 use crate::{
+    drain::Draining,
     metrics::NodeMetrics,
     sessions::{Session, Sessions, gone_word},
     shard::{Command, ShardEvent, ShardHandle},
-    stream::Want,
+    stream::{Moved, Want},
     streams::{Streams, WantError},
     token::{Tokens, unix_s},
 };
 
 /// Longest bar taken when none or a later end is given: tokens live for ten minutes at most.
 const BAR_DEFAULT_S: u64 = 15 * 60;
+/// Longest address that viewers are sent to: with a ticket it fits a message (WIRE.md, 5.3).
+const MOVED_URL_MAX: usize = 3_072;
 /// Most viewer names of one stream in an inventory.
 const NAMES_PER_STREAM_MAX: usize = 1_000;
 
@@ -60,7 +61,7 @@ pub(crate) struct Node {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) shards: Arc<[ShardHandle]>,
     pub(crate) metrics: NodeMetrics,
-    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) draining: Arc<Draining>,
     pub(crate) egress_bps_max: u64,
     pub(crate) sessions_max: usize,
     pub(crate) egress: Mutex<EgressRate>,
@@ -241,8 +242,14 @@ impl Node {
                 refuse(Code::InvalidArgument, Reason::InvalidArgument, &e.to_string())
             })?),
         };
-        let want = Want { epoch, ingest_node, push_token_sha256 };
-        if self.draining.load(Ordering::Relaxed) && self.streams.get(&name).is_none() {
+        let moved = origin
+            .moved
+            .as_ref()
+            .filter(|m| is_http(&m.whep_url))
+            .map(|m| Moved { url: m.whep_url.as_str().into(), ticket_key: m.ticket_key.clone() });
+        let ticket_key = origin.ticket_key.clone();
+        let want = Want { epoch, ingest_node, push_token_sha256, ticket_key, moved: moved.clone() };
+        if self.draining.is_on() && self.streams.get(&name).is_none() {
             return Err(refuse(Code::Unavailable, Reason::Draining, "this router is draining"));
         }
         self.streams.apply(&name, want).map_err(|e| match e {
@@ -253,7 +260,34 @@ impl Node {
                 refuse(Code::ResourceExhausted, Reason::NodeAtCapacity, &e.to_string())
             }
         })?;
+        if let Some(moved) = moved {
+            self.send_elsewhere(&name, &moved);
+        }
         Ok(name)
+    }
+
+    /// Tells every viewer of a stream, once, that it is live on another router.
+    fn send_elsewhere(&self, name: &StreamId, moved: &Moved) {
+        for session in self.sessions.all() {
+            if session.stream.name() != name {
+                continue;
+            }
+            // A token that carries many sessions lasts for days and needs no ticket.
+            let url = if session.multi {
+                moved.url.to_string()
+            } else {
+                let ticket =
+                    ticket::issue(&moved.ticket_key, name.as_str(), &session.token_id, unix_s());
+                ticket::on(&moved.url, &ticket)
+            };
+            let url: Arc<str> = url.into();
+            if session.send_to(Arc::clone(&url)) {
+                self.metrics.count("fanlight_router_viewers_sent_elsewhere_total");
+                if let Some(shard) = self.sessions.shard(&session) {
+                    shard.must(Command::Reconnect { session: session.id, url });
+                }
+            }
+        }
     }
 
     fn action_now(&self, action: Action) -> Ack {
@@ -270,7 +304,7 @@ impl Node {
             Some(action::Action::SetGrants(set)) => self.set_grants(&set),
             Some(action::Action::Drain(drain)) => {
                 tracing::info!(on = drain.on, "drain");
-                self.draining.store(drain.on, Ordering::Relaxed);
+                self.draining.ask(drain.on);
                 Ok(())
             }
             Some(action::Action::SetControl(_)) | None => Err((
@@ -396,6 +430,11 @@ impl Node {
     }
 }
 
+fn is_http(url: &str) -> bool {
+    let known = url.starts_with("http://") || url.starts_with("https://");
+    known && url.len() <= MOVED_URL_MAX
+}
+
 type Refused = (Code, Reason, &'static str);
 
 const NOT_FOUND: Refused =
@@ -464,7 +503,11 @@ impl LinkHandler for Node {
     }
 
     fn state(&self) -> NodeState {
-        if self.draining.load(Ordering::Relaxed) { NodeState::Draining } else { NodeState::Serving }
+        if self.draining.is_on() { NodeState::Draining } else { NodeState::Serving }
+    }
+
+    fn nowhere_to_go(&self, nowhere: bool) {
+        self.draining.nowhere(nowhere);
     }
 
     fn max_epoch_seen(&self) -> u64 {

@@ -38,6 +38,14 @@ impl Problem {
         self
     }
 
+    /// Says where else to ask. An address that is no header value is left out.
+    pub(crate) fn location(mut self, url: &str) -> Self {
+        if let Ok(value) = HeaderValue::from_str(url) {
+            self.0.headers.insert(header::LOCATION, value);
+        }
+        self
+    }
+
     /// Adds a member.
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.0.more.insert(name.to_owned(), value.into());

@@ -6,7 +6,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ConfigMistake, RouterConfig},
+    drain::{self, Draining},
     error::RouterError,
     hop::Hop,
     ingest::Ingest,
@@ -49,6 +50,8 @@ const EVENT_QUEUE: usize = 4_096;
 const FACT_QUEUE: usize = 4_096;
 /// How long facts are collected into one report.
 const REPORT_INTERVAL: Duration = Duration::from_millis(50);
+/// How often a draining router looks whether all have left.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 /// Share of the time for an ordered stop that viewers get to take their leave.
 const FAREWELL: Duration = Duration::from_millis(400);
 
@@ -129,7 +132,7 @@ impl Router {
             Arc::new(Streams::new(Arc::clone(&handles), metrics.clone(), facts, &cfg.limits));
         let sessions = Arc::new(Sessions::new(Arc::clone(&handles), cfg.limits.sessions_max));
         let tokens = Arc::new(Tokens::new());
-        let draining = Arc::new(AtomicBool::new(false));
+        let draining = Arc::new(Draining::default());
         let node = Arc::new(Node {
             streams: Arc::clone(&streams),
             sessions: Arc::clone(&sessions),
@@ -293,9 +296,46 @@ impl Router {
         &self.readiness
     }
 
-    /// Takes no new joins from here on.
+    /// Takes no new work from here on, and tells the control API at once.
     pub fn drain(&self) {
-        self.node.draining.store(true, Ordering::Relaxed);
+        self.node.draining.begin();
+        if let Some(link) = &self.link {
+            link.beat();
+        }
+    }
+
+    /// Drains, and waits until the streams have moved to other routers and the viewers have
+    /// followed; at most until the deadline, and no longer than that is of use. Gives why it is
+    /// over.
+    pub async fn leave(&self, deadline: Duration) -> &'static str {
+        // What was answered before asked for another moment's fleet.
+        self.node.draining.nowhere(false);
+        self.drain();
+        let began = Instant::now();
+        let mut linked_at = began;
+        let mut looks = tokio::time::interval(DRAIN_LOOK);
+        loop {
+            looks.tick().await;
+            let now = Instant::now();
+            if self.link.as_ref().is_some_and(LinkHandle::is_linked) {
+                linked_at = now;
+            }
+            let view = drain::View {
+                streams: self.node.streams.all().iter().filter(|s| s.holds_a_picture()).count(),
+                sessions: self.node.sessions.len(),
+                unlinked: match &self.link {
+                    Some(_) => now - linked_at,
+                    None => Duration::MAX,
+                },
+                nowhere: self.node.draining.has_nowhere(),
+                elapsed: now - began,
+                deadline,
+            };
+            if let Some(why) = drain::over(&view) {
+                tracing::info!(why, streams = view.streams, viewers = view.sessions, waited = ?view.elapsed, "drained");
+                return why;
+            }
+        }
     }
 
     /// The link to the control API, if there is one.
@@ -370,7 +410,7 @@ struct Phases {
 
 struct Stop {
     shutdown: CancellationToken,
-    draining: Arc<AtomicBool>,
+    draining: Arc<Draining>,
     readiness: Readiness,
     component: String,
     shards: Shards,
@@ -384,7 +424,7 @@ impl Stop {
         // 1. Nobody is sent here any more, and joins get 503. Publishers are told at the same
         //    moment: they watch the same token.
         self.readiness.set(self.component.clone(), false, "shutting down");
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.begin();
         // 2. Viewers: each shard closes its sessions properly, then its thread ends.
         let until = Instant::now() + FAREWELL.min(self.drain);
         let mut threads = Vec::new();

@@ -2,7 +2,7 @@
 //! Invariant: a configuration with mistakes ends here, with all of them in one message, before any
 //! port is bound.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use fanlight_ops::{
@@ -64,7 +64,8 @@ impl Args {
     }
 }
 
-/// Runs a router until the shutdown is triggered. The caller waits for the shutdown's tasks.
+/// Runs a router until the shutdown is triggered, or until it has drained after the shutdown's
+/// drain was asked for. The caller waits for the shutdown's tasks.
 ///
 /// # Errors
 /// A configuration with mistakes, unusable certificates, a port in use.
@@ -77,6 +78,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let log = log::init(&cfg.log);
     let metrics = Metrics::install();
     let admin_listen = cfg.admin_listen;
+    let drain_deadline = Duration::from_millis(cfg.limits.drain_deadline_ms);
     let router = Router::start(cfg, &shutdown).await.context("the router did not start")?;
     let drain = Drain::new();
     let mut admin_addr = None;
@@ -96,11 +98,19 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     }))?;
     let end = shutdown.token();
     tokio::select! {
-        () = end.cancelled() => {}
+        () = end.cancelled() => return Ok(()),
+        () = shutdown.drain_asked() => {}
         () = drain.started() => {
             router.drain();
-            end.cancelled().await;
+            tokio::select! {
+                () = end.cancelled() => return Ok(()),
+                () = shutdown.drain_asked() => {}
+            }
         }
+    }
+    tokio::select! {
+        _why = router.leave(drain_deadline) => {}
+        () = end.cancelled() => {}
     }
     Ok(())
 }

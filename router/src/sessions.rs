@@ -15,6 +15,9 @@ use std::{
 use fanlight_proto::{claims::JoinClaims, id::ViewerId};
 use fanlight_router_core::{GoneReason, LeaveReason, SessionId};
 use parking_lot::Mutex;
+use subtle::ConstantTimeEq as _;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
@@ -70,9 +73,61 @@ pub(crate) struct Session {
     pub(crate) multi: bool,
     pub(crate) since: Instant,
     connected: AtomicBool,
+    /// Where its viewer was told to go. Those who read its events see it end with the session.
+    reconnect: watch::Sender<Option<Arc<str>>>,
+    /// The one event stream that it may have: its secret, and its end.
+    events: Mutex<Option<(String, CancellationToken)>>,
 }
 
 impl Session {
+    /// Notes where the viewer shall go. False: it was told already.
+    pub(crate) fn send_to(&self, url: Arc<str>) -> bool {
+        let plain = |u: &str| u.split('?').next().map(str::to_owned);
+        self.reconnect.send_if_modified(|told| {
+            // Tickets differ with each call.
+            let again = told.as_deref().and_then(plain) == plain(&url);
+            if !again {
+                *told = Some(url);
+            }
+            !again
+        })
+    }
+
+    /// Where the viewer shall go, as it changes.
+    pub(crate) fn reconnects(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.reconnect.subscribe()
+    }
+
+    /// A fresh secret for the event stream; one that was there ends.
+    pub(crate) fn new_events(&self) -> String {
+        let secret = Uuid::new_v4().simple().to_string();
+        let fresh = (secret.clone(), CancellationToken::new());
+        if let Some((_, end)) = self.events.lock().replace(fresh) {
+            end.cancel();
+        }
+        secret
+    }
+
+    /// Begins to read the event stream of this secret; whoever reads it already is ended.
+    pub(crate) fn read_events(&self, secret: &str) -> Option<CancellationToken> {
+        let mut events = self.events.lock();
+        let (known, end) = events.as_mut()?;
+        let same: bool = known.as_bytes().ct_eq(secret.as_bytes()).into();
+        same.then(|| {
+            std::mem::replace(end, CancellationToken::new()).cancel();
+            end.clone()
+        })
+    }
+
+    /// Ends the event stream of this secret.
+    pub(crate) fn end_events(&self, secret: &str) -> bool {
+        let end = self.read_events(secret);
+        if end.is_some() {
+            *self.events.lock() = None;
+        }
+        end.inspect(CancellationToken::cancel).is_some()
+    }
+
     /// True the first time.
     pub(crate) fn set_connected(&self) -> bool {
         !self.connected.swap(true, Ordering::Relaxed)
@@ -237,6 +292,8 @@ fn new_session(
         multi: claims.multi,
         since: Instant::now(),
         connected: AtomicBool::new(false),
+        reconnect: watch::Sender::new(None),
+        events: Mutex::new(None),
     }
 }
 

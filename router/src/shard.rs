@@ -58,6 +58,8 @@ pub(crate) enum Command {
     Leave { session: SessionId, reason: LeaveReason },
     /// Changes what a viewer may do.
     SetRole { session: SessionId, role: Role },
+    /// Tells a viewer to join elsewhere.
+    Reconnect { session: SessionId, url: Arc<str> },
     /// A viewer asks for an ICE restart with these credentials of its own; ours go to `reply`.
     RestartIce {
         session: SessionId,
@@ -440,6 +442,7 @@ impl Run {
             Command::Join { request, reply } => self.join(now, *request, reply),
             Command::Leave { session, reason } => self.core.leave(now, session, reason),
             Command::SetRole { session, role } => self.core.set_role(now, session, role),
+            Command::Reconnect { session, url } => self.core.reconnect(now, session, &url),
             Command::RestartIce { session, remote, reply } => {
                 // Nobody waits any more if this fails.
                 let _ = reply.send(self.core.restart_ice(now, session, remote));

@@ -30,6 +30,9 @@ use crate::{
 /// 100-200 ms to arrive, and asking again sooner only makes the encoder send two.
 const KEYFRAME_INTERVAL: Duration = Duration::from_millis(300);
 
+/// How long the picture of a new assignment may take before joins are told to wait a whole second.
+const NEW: Duration = Duration::from_secs(2);
+
 /// What the control API wants of this router for one stream.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Want {
@@ -38,6 +41,19 @@ pub(crate) struct Want {
     pub(crate) ingest_node: Option<NodeId>,
     /// SHA-256 of the publish token.
     pub(crate) push_token_sha256: [u8; 32],
+    /// Key of the tickets taken here; empty: none is taken.
+    pub(crate) ticket_key: Vec<u8>,
+    /// The stream is live on another router: its viewers shall go there.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// Where the viewers of a stream shall go.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Its WHEP address there.
+    pub(crate) url: Arc<str>,
+    /// Key of the tickets taken there.
+    pub(crate) ticket_key: Vec<u8>,
 }
 
 impl fmt::Debug for Want {
@@ -128,6 +144,8 @@ struct State {
     gop: Gop,
     params: Option<Arc<SpsFacts>>,
     next_index: u64,
+    /// Since when its epoch is wanted.
+    wanted_at: Instant,
     shards: Vec<Carrier>,
     keyframe_asked: Option<Instant>,
 }
@@ -186,6 +204,7 @@ impl Stream {
             gop: Gop::default(),
             params: None,
             next_index: 0,
+            wanted_at: Instant::now(),
             shards: vec![Carrier::default(); shared.shards.len()],
             keyframe_asked: None,
         };
@@ -227,12 +246,42 @@ impl Stream {
     pub(crate) fn rewant(&self, want: Want) {
         let mut state = self.state.lock();
         if want.epoch > state.want.epoch {
+            state.wanted_at = Instant::now();
             tracing::info!(stream = %self.name, epoch = want.epoch, "stream has a new epoch");
             self.drop_publisher(&mut state, Reason::StaleEpoch, DownReason::Superseded);
             state.next_index = 0;
             self.shared.report(&self.name, want.epoch, StreamState::Assigned, "");
         }
         state.want = want;
+        self.report_left(&state);
+    }
+
+    /// Says that nobody is left here of a stream that has moved, so that it can end here.
+    fn report_left(&self, state: &State) {
+        if state.want.moved.is_some() && state.shards.iter().all(|s| s.sessions == 0) {
+            self.shared.report(&self.name, state.want.epoch, StreamState::Ended, "");
+        }
+    }
+
+    /// It has a picture here, and no other router is known to have it.
+    pub(crate) fn holds_a_picture(&self) -> bool {
+        let state = self.state.lock();
+        state.live && state.want.moved.is_none()
+    }
+
+    /// Where its viewers shall go.
+    pub(crate) fn moved(&self) -> Option<Moved> {
+        self.state.lock().want.moved.clone()
+    }
+
+    /// Key of the tickets taken here.
+    pub(crate) fn ticket_key(&self) -> Vec<u8> {
+        self.state.lock().want.ticket_key.clone()
+    }
+
+    /// It was assigned moments ago: a picture is on its way, and who asks again soon is right to.
+    pub(crate) fn is_new(&self) -> bool {
+        self.state.lock().wanted_at.elapsed() < NEW
     }
 
     /// The stream is no longer wanted: its viewers are closed, its publisher is told.
@@ -497,6 +546,7 @@ impl Stream {
             let reason = DownReason::Offline;
             self.shared.shards[shard].must(Command::StreamRemoved { key: self.key, reason });
         }
+        self.report_left(&state);
     }
 }
 

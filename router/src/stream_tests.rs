@@ -16,7 +16,13 @@ struct Bench {
 }
 
 fn want(epoch: u64) -> Want {
-    Want { epoch, ingest_node: None, push_token_sha256: [7; 32] }
+    Want {
+        epoch,
+        ingest_node: None,
+        push_token_sha256: [7; 32],
+        ticket_key: Vec::new(),
+        moved: None,
+    }
 }
 
 fn bench(shards: usize, inbox_max: usize) -> Bench {
@@ -236,4 +242,41 @@ fn the_kept_group_is_bounded() {
     bench.told(0);
     bench.stream.seat(0, 0).unwrap();
     assert_eq!(bench.told(0), ["up 5 gop 1"]);
+}
+
+#[test]
+fn a_stream_that_moved_says_when_its_last_viewer_has_left_and_keeps_its_picture_until_then() {
+    let mut bench = bench(2, 64);
+    bench.publish(1);
+    bench.frame(1, true);
+    for shard in [0, 1] {
+        bench.stream.seat(shard, 0).unwrap();
+    }
+    let states = |bench: &mut Bench| {
+        let mut all = Vec::new();
+        while let Ok(fact) = bench.facts.try_recv() {
+            if let Fact::Stream(report) = fact {
+                all.push((report.epoch, report.state()));
+            }
+        }
+        all
+    };
+    states(&mut bench);
+    assert!(bench.stream.holds_a_picture());
+    let moved = Moved { url: "http://r2/whep/pixel".into(), ticket_key: vec![1] };
+    bench.stream.rewant(Want { moved: Some(moved), ..want(5) });
+    assert!(!bench.stream.holds_a_picture(), "another router has it");
+    bench.frame(1, false);
+    assert_eq!(bench.told(0), ["up 5 gop 1", "frame 1"], "and it is shown here too");
+    bench.stream.leave(0);
+    assert_eq!(states(&mut bench), [], "one is still here");
+    bench.stream.leave(1);
+    assert_eq!(states(&mut bench), [(5, StreamState::Ended)]);
+
+    // With nobody here from the start it is said at once; and never of one that did not move.
+    bench.stream.rewant(want(5));
+    assert_eq!(states(&mut bench), []);
+    let moved = Moved { url: "http://r3/whep/pixel".into(), ticket_key: vec![1] };
+    bench.stream.rewant(Want { moved: Some(moved), ..want(5) });
+    assert_eq!(states(&mut bench), [(5, StreamState::Ended)]);
 }

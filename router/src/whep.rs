@@ -4,10 +4,7 @@
 //! carries the CORS headers that a browser needs; no text of a library reaches a client.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::any,
 };
+use fanlight_ops::ticket;
 use fanlight_proto::{
     claims::{JoinClaims, Role},
     id::StreamId,
@@ -34,12 +32,14 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::{
     config::LimitsConfig,
+    drain::Draining,
+    events,
     metrics::NodeMetrics,
     problem::Problem,
     restart,
     sessions::{OpenError, Session, Sessions},
     shard::Command,
-    stream::{SeatError, Stream},
+    stream::{Moved, SeatError, Stream},
     streams::Streams,
     token::{TokenError, TokenHash, Tokens},
 };
@@ -71,7 +71,7 @@ pub(crate) struct Whep {
     pub(crate) tokens: Arc<Tokens>,
     pub(crate) metrics: NodeMetrics,
     /// No new joins: the router is being stopped or emptied.
-    pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) draining: Arc<Draining>,
     parsing: Arc<Semaphore>,
     rate: Mutex<JoinRate>,
     offer_bytes_max: usize,
@@ -83,7 +83,7 @@ impl Whep {
         sessions: Arc<Sessions>,
         tokens: Arc<Tokens>,
         metrics: NodeMetrics,
-        draining: Arc<AtomicBool>,
+        draining: Arc<Draining>,
         limits: &LimitsConfig,
     ) -> Self {
         Self {
@@ -104,6 +104,8 @@ pub(crate) fn routes(whep: Arc<Whep>) -> Router {
     Router::new()
         .route("/whep/{stream}", any(endpoint))
         .route("/whep/{stream}/{session}", any(session))
+        .route("/whep/{stream}/{session}/events", any(events::subscribe))
+        .route("/whep/{stream}/{session}/events/{secret}", any(events::stream))
         .fallback(|| async {
             Problem::new(
                 StatusCode::NOT_FOUND,
@@ -188,7 +190,7 @@ async fn session(
     done.unwrap_or_else(IntoResponse::into_response)
 }
 
-fn not_allowed(allow: &'static str) -> Response {
+pub(crate) fn not_allowed(allow: &'static str) -> Response {
     let problem = Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         Reason::Unsupported,
@@ -200,21 +202,26 @@ fn not_allowed(allow: &'static str) -> Response {
 // ---- POST ----
 
 async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, Problem> {
-    if whep.draining.load(Ordering::Relaxed) {
+    let known = StreamId::parse(stream).ok().and_then(|name| whep.streams.get(&name));
+    if let Some(moved) = known.and_then(|stream| stream.moved()) {
+        return Err(elsewhere(&moved));
+    }
+    if whep.draining.is_on() {
         return Err(Problem::busy(Reason::Draining, "This router is being stopped.", 1));
     }
     let (parts, body) = request.into_parts();
-    let (claims, token) = authorize(whep, stream, &parts.headers)?;
+    let (claims, token) = authorize(whep, stream, &parts)?;
     require_type(&parts.headers, SDP)?;
     let stream = whep.streams.get(&claims.s).ok_or_else(unknown_stream)?;
     if !stream.is_live() {
-        return Err(offline());
+        return Err(offline(&stream));
     }
     if !whep.rate.lock().take(Instant::now()) {
         return Err(Problem::busy(Reason::Overloaded, "Too many joins at once.", 1));
     }
     let offer = read_offer(whep, body).await?;
-    let opened = whep.sessions.open(&stream, &claims, token).map_err(|e| open_problem(&e))?;
+    let opened = whep.sessions.open(&stream, &claims, token);
+    let opened = opened.map_err(|e| open_problem(&e, &stream))?;
     opened.ice.lock().remote_ufrag = offer.ice_ufrag().to_owned();
     // From here on the session is in the tables; the guard takes it out again unless the shard
     // has it, also when the client hangs up and this future is dropped.
@@ -223,6 +230,10 @@ async fn join(whep: &Whep, stream: &str, request: Request) -> Result<Response, P
     // Whoever was barred while the body arrived was not among the sessions that were ended then.
     if whep.tokens.is_barred(&opened.token_id, stream.name(), opened.subject.as_str()) {
         return Err(token_problem(TokenError::Barred));
+    }
+    // Nor was one that came as the stream moved among those that were sent after it.
+    if let Some(moved) = stream.moved() {
+        return Err(elsewhere(&moved));
     }
     let answer = ask_shard(whep, &stream, &opened, &claims, offer, user_agent(&parts.headers));
     let answer = answer.await?;
@@ -256,7 +267,7 @@ async fn read_offer(whep: &Whep, body: Body) -> Result<ParsedOffer, Problem> {
         .map_err(|_| too_large(max))?;
     let sdp = String::from_utf8(body.into()).map_err(|_| bad_sdp("The offer is not UTF-8."))?;
     if sdp.len() <= PARSED_AT_ONCE_BYTES_MAX {
-        return parse_offer(&sdp).map_err(|e| join_problem(&e));
+        return parse_offer(&sdp).map_err(|e| offer_problem(&e));
     }
     let permit = Arc::clone(&whep.parsing)
         .try_acquire_owned()
@@ -268,7 +279,7 @@ async fn read_offer(whep: &Whep, body: Body) -> Result<ParsedOffer, Problem> {
     })
     .await
     .map_err(|_| internal())?
-    .map_err(|e| join_problem(&e))
+    .map_err(|e| offer_problem(&e))
 }
 
 async fn ask_shard(
@@ -293,7 +304,7 @@ async fn ask_shard(
     let shard = whep.sessions.shard(session).ok_or_else(internal)?;
     shard.join(Command::Join { request: Box::new(request), reply }).map_err(|_| busy())?;
     match tokio::time::timeout(JOIN_DEADLINE, answer).await {
-        Ok(Ok(joined)) => joined.map_err(|e| join_problem(&e)),
+        Ok(Ok(joined)) => joined.map_err(|e| join_problem(&e, stream)),
         Ok(Err(_)) => Err(internal()),
         Err(_) => Err(busy()),
     }
@@ -301,6 +312,7 @@ async fn ask_shard(
 
 fn created(stream: &Stream, session: &Session, answer: Answer) -> Response {
     let location = format!("/whep/{}/{}", stream.name(), session.url_id);
+    let events = events::link(&location);
     (
         StatusCode::CREATED,
         [
@@ -308,6 +320,7 @@ fn created(stream: &Stream, session: &Session, answer: Answer) -> Response {
             (header::LOCATION, location),
             (header::ETAG, session.ice.lock().etag.clone()),
             (header::CACHE_CONTROL, "no-store".to_owned()),
+            (header::LINK, events),
         ],
         answer.sdp,
     )
@@ -393,12 +406,12 @@ fn check_tag(session: &Session, headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-fn find(whep: &Whep, stream: &str, session: &str) -> Result<Arc<Session>, Problem> {
+pub(crate) fn find(whep: &Whep, stream: &str, session: &str) -> Result<Arc<Session>, Problem> {
     let found = whep.sessions.by_url(session);
     found.filter(|s| s.stream.name().as_str() == stream).ok_or_else(no_session)
 }
 
-fn no_session() -> Problem {
+pub(crate) fn no_session() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         Reason::SessionNotFound,
@@ -407,7 +420,7 @@ fn no_session() -> Problem {
 }
 
 /// A session's own token is good for it for as long as the session lasts.
-fn authorized_session(
+pub(crate) fn authorized_session(
     whep: &Whep,
     stream: &str,
     session: &str,
@@ -439,12 +452,32 @@ fn authorized_session(
 fn authorize(
     whep: &Whep,
     stream: &str,
-    headers: &HeaderMap,
+    parts: &http::request::Parts,
 ) -> Result<(JoinClaims, TokenHash), Problem> {
-    let token = bearer(headers).ok_or_else(|| token_problem(TokenError::Missing))?;
+    let token = bearer(&parts.headers).ok_or_else(|| token_problem(TokenError::Missing))?;
     let name = StreamId::parse(stream).map_err(|_| unknown_stream())?;
-    let claims = whep.tokens.verify_join(token, &name).map_err(token_problem)?;
+    let claims = match whep.tokens.verify_join(token, &name) {
+        // Its holder was watching when the stream moved here: another router says so, or the
+        // control API. Everything else about the token is checked as ever.
+        Err(TokenError::Expired) => {
+            let claims = whep.tokens.verify_session(token, &name).map_err(token_problem)?;
+            if !has_ticket(whep, &name, &claims, parts.uri.query()) {
+                return Err(token_problem(TokenError::Expired));
+            }
+            whep.metrics.count("fanlight_router_tickets_taken_total");
+            claims
+        }
+        verified => verified.map_err(token_problem)?,
+    };
     Ok((claims, TokenHash::of(token)))
+}
+
+fn has_ticket(whep: &Whep, name: &StreamId, claims: &JoinClaims, query: Option<&str>) -> bool {
+    let pairs = query.unwrap_or("").split('&').filter_map(|pair| pair.split_once('='));
+    let given = pairs.into_iter().find(|(key, _)| *key == ticket::PARAMETER);
+    let (Some((_, given)), Some(stream)) = (given, whep.streams.get(name)) else { return false };
+    let key = stream.ticket_key();
+    ticket::is_good(&key, name.as_str(), &claims.jti, given, crate::token::unix_s())
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -453,7 +486,7 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
-fn require_type(headers: &HeaderMap, wanted: &'static str) -> Result<(), Problem> {
+pub(crate) fn require_type(headers: &HeaderMap, wanted: &'static str) -> Result<(), Problem> {
     let given = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
     let essence = given.split(';').next().unwrap_or("").trim();
     if essence.eq_ignore_ascii_case(wanted) {
@@ -508,16 +541,31 @@ fn unknown_stream() -> Problem {
     )
 }
 
-fn offline() -> Problem {
-    Problem::new(
+fn offline(stream: &Stream) -> Problem {
+    let problem = Problem::new(
         StatusCode::CONFLICT,
         Reason::DeviceOffline,
         "The device sends no picture at present.",
-    )
-    .header(header::RETRY_AFTER, "1")
+    );
+    problem.header(header::RETRY_AFTER, if stream.is_new() { "0" } else { "1" })
 }
 
-fn bad_sdp(detail: impl Into<String>) -> Problem {
+/// 307: the stream is live on another router, and so is what the request asks for.
+fn elsewhere(moved: &Moved) -> Problem {
+    let detail = "The stream is on another router now.";
+    Problem::new(StatusCode::TEMPORARY_REDIRECT, Reason::OriginDraining, detail)
+        .location(&moved.url)
+}
+
+fn offer_problem(e: &JoinError) -> Problem {
+    match e {
+        JoinError::OfferTooLarge { max, .. } => too_large(*max),
+        JoinError::BadOffer(why) => bad_sdp(format!("The offer cannot be answered: {why}.")),
+        _ => internal(),
+    }
+}
+
+pub(crate) fn bad_sdp(detail: impl Into<String>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, Reason::BadSdp, detail)
 }
 
@@ -533,13 +581,13 @@ fn internal() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, Reason::Internal, "The router failed.")
 }
 
-fn open_problem(e: &OpenError) -> Problem {
+fn open_problem(e: &OpenError, stream: &Stream) -> Problem {
     match e {
         OpenError::Full => Problem::busy(Reason::NodeAtCapacity, "The router is full.", 5),
         OpenError::Seat(SeatError::Full) => {
             Problem::busy(Reason::StreamLimit, "The stream has as many viewers as it may.", 5)
         }
-        OpenError::Seat(SeatError::Offline) => offline(),
+        OpenError::Seat(SeatError::Offline) => offline(stream),
         OpenError::Seat(SeatError::Gone) => unknown_stream(),
         OpenError::Seat(SeatError::StaleEpoch) => Problem::new(
             StatusCode::CONFLICT,
@@ -550,10 +598,9 @@ fn open_problem(e: &OpenError) -> Problem {
     }
 }
 
-fn join_problem(e: &JoinError) -> Problem {
+fn join_problem(e: &JoinError, stream: &Stream) -> Problem {
     match e {
-        JoinError::OfferTooLarge { max, .. } => too_large(*max),
-        JoinError::BadOffer(why) => bad_sdp(format!("The offer cannot be answered: {why}.")),
+        JoinError::OfferTooLarge { .. } | JoinError::BadOffer(_) => offer_problem(e),
         JoinError::NoCommonCodec { offered, needed } => Problem::new(
             StatusCode::NOT_ACCEPTABLE,
             Reason::NoCommonCodec,
@@ -562,7 +609,7 @@ fn join_problem(e: &JoinError) -> Problem {
         .with("offered", offered.clone())
         .with("needed", needed.clone()),
         JoinError::UnknownStream => unknown_stream(),
-        JoinError::DeviceOffline => offline(),
+        JoinError::DeviceOffline => offline(stream),
         JoinError::Full => Problem::busy(Reason::NodeAtCapacity, "The router is full.", 5),
         // A later version of the core may refuse for reasons not known here.
         JoinError::DuplicateSession | JoinError::Internal | _ => internal(),

@@ -64,7 +64,8 @@ async fn a_join_is_answered_with_everything_a_player_needs() {
     assert!(id.len() >= 32 && id.chars().all(|c| c.is_ascii_hexdigit()), "{id}");
     let etag = headers["etag"].to_str().unwrap();
     assert!(etag.starts_with('"') && etag.ends_with('"') && etag.len() > 2, "strong: {etag}");
-    assert!(!headers.contains_key("link"), "no extension is offered, so none is listed");
+    let link = headers["link"].to_str().unwrap();
+    assert!(link.contains("server-sent-events"), "the one extension there is: {link}");
     let answer = response.text().await.unwrap();
     assert!(answer.contains("a=sendonly"), "{answer}");
     assert!(answer.contains("a=ice-lite"), "{answer}");

@@ -3,10 +3,12 @@
  * about the connection. Not the connection (whep.js), the input (input.js) or the figures
  * (overlay.js). Invariant: what is shown follows from `state`, the last picture and the role alone.
  *
- * Attributes: `whep`, `token`, `label` (the device's name for people), `controls="none"` (picture
- * only), `manual` (connect only when told).
+ * Attributes: `whep`, `token`, `fallbacks` (other WHEP addresses of the stream, by spaces), `label`
+ * (the device's name for people), `controls="none"` (picture only), `manual` (connect only when told).
  * Events: `statechange` { state, previous }, `firstframe` { ms, width, height }, `stats` (figures),
- * `error` (a WhepError), `session` { w, h, rotation, role }.
+ * `error` (a WhepError), `session` { w, h, rotation, role }, `moving` { url, by } and `moved`
+ * { url, by, ms } (the stream goes to another router; the picture goes on), `recovered`
+ * { ms, reason } (the picture is back after it was lost).
  * Methods: `connect()`, `disconnect()`, `getStats()`. Properties: `state`, `video`, `role`, `input`,
  * `token` (a string or a function).
  */
@@ -76,7 +78,7 @@ let sheet;
 
 /** The element. `customElements.define` is done below, under its own name. */
 export class FanlightPlayer extends HTMLElement {
-  static observedAttributes = ['whep', 'token', 'label'];
+  static observedAttributes = ['whep', 'token', 'fallbacks', 'label'];
 
   #root = this.attachShadow({ mode: 'open' });
   #client;
@@ -94,6 +96,9 @@ export class FanlightPlayer extends HTMLElement {
   #joinedAt = 0;
   #picture = 'none'; // none, live, old
   #wantsCopy = false;
+  #lossReason;
+  /** What the connection has been through, for `getStats`. */
+  #past = { moves: 0, losses: 0 };
   #changed = false;
 
   constructor() {
@@ -109,12 +114,16 @@ export class FanlightPlayer extends HTMLElement {
     this.#root.append(this.#overlay.element);
     this.#$('.retry').addEventListener('click', () => this.connect());
     this.#$('.start').addEventListener('click', () => this.#start());
-    this.video.addEventListener('resize', () => this.#aspect());
+    this.#watchSize(this.video);
+  }
+
+  #watchSize(video) {
+    video.addEventListener('resize', () => this.video === video && this.#aspect());
   }
 
   /** The video element: its pixels are the device's. */
   get video() {
-    return this.#$('video');
+    return this.#$('video:not(.next)');
   }
 
   /** `idle`, `connecting`, `waiting`, `live`, `reconnecting`, `failed` or `closed`. */
@@ -173,7 +182,8 @@ export class FanlightPlayer extends HTMLElement {
     const url = this.getAttribute('whep');
     if (!url) return;
     this.#joinedAt = performance.now();
-    const client = new WhepClient(url, { token: this.token });
+    const fallbacks = (this.getAttribute('fallbacks') ?? '').split(/\s+/).filter(Boolean);
+    const client = new WhepClient(url, { token: this.token, fallbacks });
     this.#client = client;
     const on = (name, handler) =>
       client.addEventListener(name, (e) => this.#client === client && handler.call(this, e.detail));
@@ -182,6 +192,13 @@ export class FanlightPlayer extends HTMLElement {
     on('message', this.#message);
     on('channels', ({ open }) => (open ? this.#openInput() : this.#closeInput()));
     on('error', (error) => this.#emit('error', error));
+    on('moving', (detail) => this.#emit('moving', detail));
+    on('moved', this.#moved);
+    client.addEventListener('nextstream', (e) => {
+      if (this.#client !== client) return;
+      e.preventDefault();
+      this.#next(e.detail);
+    });
     this.#statsTimer = setInterval(() => this.#tick(), STATS_MS);
     client.connect();
   }
@@ -208,9 +225,12 @@ export class FanlightPlayer extends HTMLElement {
     if (was) this.#set('closed');
   }
 
-  /** The figures of the last second: see `summarise` in overlay.js; empty before the first. */
+  /**
+   * The figures of the last second: see `summarise` in overlay.js; empty before the first. And what
+   * was before: `moves`, `lastMoveMs`, `losses`, `lastLossReason`, `lastLossMs` (without a picture).
+   */
   getStats() {
-    return { ...this.#figures, state: this.#state, inputRttMs: this.#inputRtt };
+    return { ...this.#figures, ...this.#past, state: this.#state, inputRttMs: this.#inputRtt };
   }
 
   #end() {
@@ -218,6 +238,7 @@ export class FanlightPlayer extends HTMLElement {
     clearInterval(this.#countTimer);
     const client = this.#client;
     this.#client = undefined;
+    this.#$('video.next')?.remove();
     this.#closeInput();
     client?.close();
     this.#session = undefined;
@@ -241,7 +262,10 @@ export class FanlightPlayer extends HTMLElement {
     if (state === 'connected') {
       this.#set(this.#picture === 'live' ? 'live' : 'waiting');
     } else if (state === 'reconnecting') {
-      if (this.#state !== 'reconnecting') this.#joinedAt = performance.now();
+      if (this.#state !== 'reconnecting') {
+        this.#joinedAt = performance.now();
+        if (this.#picture === 'live') this.#lossReason = error?.reason || 'LOST';
+      }
       if (this.#picture === 'live') this.#picture = 'old';
       this.#set('reconnecting', error);
       if (retryInMs !== undefined) this.#countDown(retryInMs);
@@ -250,7 +274,37 @@ export class FanlightPlayer extends HTMLElement {
     }
   }
 
+  /** The picture of another router, beside the present one until it shows something. */
+  #next({ stream, shown }) {
+    this.#$('video.next')?.remove();
+    const old = this.video;
+    const next = old.cloneNode();
+    next.classList.add('next');
+    next.muted = true;
+    next.srcObject = stream;
+    old.after(next);
+    const swap = () => {
+      if (!next.isConnected) return;
+      old.srcObject = null;
+      old.remove();
+      next.classList.remove('next');
+      this.#watchSize(next);
+      shown();
+      this.#aspect();
+    };
+    if (next.requestVideoFrameCallback) next.requestVideoFrameCallback(swap);
+    else next.addEventListener('loadeddata', swap, { once: true });
+    // A browser that wants a gesture has had one, or shows nothing yet either.
+    next.play().catch(() => {});
+  }
+
+  #moved(detail) {
+    this.#past = { ...this.#past, moves: this.#past.moves + 1, lastMoveMs: detail.ms };
+    this.#emit('moved', detail);
+  }
+
   #stream(stream) {
+    this.#$('video.next')?.remove();
     const { video } = this;
     const client = this.#client;
     video.srcObject = stream;
@@ -279,7 +333,15 @@ export class FanlightPlayer extends HTMLElement {
     this.#aspect();
     this.#set('live');
     const { videoWidth: width, videoHeight: height } = this.video;
-    this.#emit('firstframe', { ms: performance.now() - this.#joinedAt, width, height });
+    const ms = performance.now() - this.#joinedAt;
+    this.#emit('firstframe', { ms, width, height });
+    if (this.#lossReason) {
+      const reason = this.#lossReason;
+      this.#lossReason = undefined;
+      const losses = this.#past.losses + 1;
+      this.#past = { ...this.#past, losses, lastLossReason: reason, lastLossMs: Math.round(ms) };
+      this.#emit('recovered', { ms: Math.round(ms), reason });
+    }
   }
 
   #openInput() {

@@ -83,6 +83,8 @@ video {
   touch-action: none; user-select: none; -webkit-user-select: none; -webkit-touch-callout: none;
   cursor: default;
 }
+/* Nearly transparent: a browser need not draw what nobody can see. */
+video.next { position: absolute; inset: 0; opacity: .001; pointer-events: none; }
 [data-control="yes"] video { cursor: pointer; }
 .sink {
   position: absolute; inset: auto 0 0 auto; width: 1px; height: 1px; padding: 0; border: 0; opacity: 0;

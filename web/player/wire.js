@@ -14,10 +14,13 @@ export const TEXT_MAX = 1024;
 /** Greatest clipboard text either way, in bytes of UTF-8. */
 export const CLIPBOARD_MAX = 64 * 1024;
 
+/** Greatest address of a `reconnect`, in bytes. */
+const URL_MAX = 4096;
+
 const KIND = {
   touch: 0x01, key: 0x02, scroll: 0x03, text: 0x04, set_clipboard: 0x05, get_clipboard: 0x06,
   button: 0x07, release_all: 0x08, ping: 0x09,
-  session: 0x81, clipboard: 0x82, denied: 0x83, pong: 0x8a,
+  session: 0x81, clipboard: 0x82, denied: 0x83, reconnect: 0x84, pong: 0x8a,
 };
 const TOUCH_ACTION = { down: 0, up: 1, move: 2, cancel: 3 };
 const KEY_ACTION = { down: 0, up: 1 };
@@ -137,8 +140,8 @@ export function encodeMessage(message) {
   return encode(message);
 }
 
-/** Bytes of the body's fixed part, by kind; a clipboard's text comes behind it. */
-const FIXED = { session: 8, clipboard: 4, denied: 4, pong: 4 };
+/** Bytes of the body's fixed part, by kind; a clipboard's text and an address come behind it. */
+const FIXED = { session: 8, clipboard: 4, denied: 4, reconnect: 4, pong: 4 };
 const NAME = Object.fromEntries(Object.entries(KIND).map(([name, kind]) => [kind, name]));
 
 /** The message towards the viewer that `bytes` hold. Throws `WireError` for anything else. */
@@ -150,7 +153,7 @@ export function decodeMessage(bytes) {
   if (!fixed) throw new WireError('kind', `cannot be ${view.getUint8(0)}`);
   if (view.getUint8(1) || view.getUint16(2)) throw new WireError('header', 'reserved bits are set');
   if (bytes.length < HEADER + fixed) throw new WireError(type, `cut short: ${bytes.length} bytes`);
-  const tail = type === 'clipboard' ? view.getUint32(12) : 0;
+  const tail = { clipboard: () => view.getUint32(12), reconnect: () => view.getUint16(12) }[type]?.() ?? 0;
   if (tail > CLIPBOARD_MAX) throw new WireError('clipboard', `${tail} bytes, at most ${CLIPBOARD_MAX}`);
   if (bytes.length !== HEADER + fixed + tail) throw new WireError(type, `has ${bytes.length} bytes`);
   const message = { type, seq: view.getUint32(4), lease_epoch: view.getUint32(8) };
@@ -175,6 +178,17 @@ const DECODERS = {
     const reason = DENY_REASON[view.getUint8(12)];
     if (!reason) throw new WireError('deny reason', `cannot be ${view.getUint8(12)}`);
     return { reason, of_kind: view.getUint8(13) };
+  },
+  reconnect(view, bytes) {
+    if (view.getUint16(14)) throw new WireError('reconnect', 'reserved bits are set');
+    if (bytes.length === 16 || bytes.length > 16 + URL_MAX) {
+      throw new WireError('url', `has ${bytes.length - 16} bytes`);
+    }
+    try {
+      return { url: decoder.decode(bytes.subarray(16)) };
+    } catch {
+      throw new WireError('url', 'is not UTF-8');
+    }
   },
   pong: (view) => ({ t_ms: view.getUint32(12) }),
 };

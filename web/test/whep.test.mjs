@@ -6,7 +6,8 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { formatBitrate, summarise } from '../player/overlay.js';
-import { backoffDelay, Heartbeat, problemOf, retryAfter } from '../player/whep.js';
+import { withoutTicket } from '../player/connection.js';
+import { backoffDelay, eventsLink, Heartbeat, problemOf, retryAfter, roundOf } from '../player/whep.js';
 
 const BACKOFF = { baseMs: 300, capMs: 8000 };
 
@@ -66,8 +67,8 @@ test('a router that answers nothing is dead after four questions', () => {
 
 test('before the first pong, and on a slow path, there is more patience', () => {
   const fresh = new Heartbeat();
-  assert.deepEqual(silence(fresh, 14), ['fine', ...Array(12).fill('ask'), 'dead']);
-  for (const [roundTripMs, asks] of [[0, 4], [100, 4], [600, 6], [60_000, 12]]) {
+  assert.deepEqual(silence(fresh, 20), ['fine', ...Array(18).fill('ask'), 'dead']);
+  for (const [roundTripMs, asks] of [[0, 4], [100, 4], [600, 9], [60_000, 18]]) {
     const heart = new Heartbeat();
     heart.look(7);
     heart.heard(roundTripMs);
@@ -80,6 +81,36 @@ test('a question that did not go out is not counted', () => {
   heart.heard(30);
   heart.look(7);
   for (let i = 0; i < 50; i += 1) assert.equal(heart.look(7), 'ask');
+});
+
+test('what is known of the path outlives its connection', () => {
+  const first = new Heartbeat();
+  first.heard(600);
+  const second = new Heartbeat(first.patience);
+  assert.deepEqual(silence(second, 11), ['fine', ...Array(9).fill('ask'), 'dead']);
+});
+
+test('a first join goes where it was invited to, a lost one asks the others first', () => {
+  assert.deepEqual(roundOf('a', ['b', 'c'], false), ['a', 'b', 'c']);
+  assert.deepEqual(roundOf('a', ['b', 'c'], true), ['b', 'c', 'a']);
+  assert.deepEqual(roundOf('a', ['a', 'b', 'b'], true), ['a', 'b']);
+  assert.deepEqual(roundOf('a', [], true), ['a']);
+});
+
+test('the link to the events is found among others, and only if it offers reconnect', () => {
+  const relation = 'rel="urn:ietf:params:whep:ext:core:server-sent-events"';
+  const base = 'https://r/whep/x';
+  const link = `</other>; rel="ice-server", </whep/x/s/events>; ${relation}; events="layers, reconnect"`;
+  assert.equal(eventsLink(link, base), 'https://r/whep/x/s/events');
+  assert.equal(eventsLink(`</e>; ${relation}; events="layers"`, base), undefined);
+  for (const nothing of [null, '', '</e>', 'nonsense; events="reconnect"']) {
+    assert.equal(eventsLink(nothing, base), undefined);
+  }
+});
+
+test('a ticket is good for one move and is not kept', () => {
+  assert.equal(withoutTicket('https://r/whep/x?ticket=1.ab'), 'https://r/whep/x');
+  assert.equal(withoutTicket('https://r/whep/x?a=b&ticket=1.ab'), 'https://r/whep/x?a=b');
 });
 
 function response(status, body, headers = {}) {

@@ -314,6 +314,7 @@ fn tell_device(m: &DeviceMessage) -> Value {
                 DenyReason::DeviceOffline => "device_offline",
             },
         }),
+        DeviceBody::Reconnect(url) => json!({ "type": "reconnect", "url": url }),
         DeviceBody::Pong { t_ms } => json!({ "type": "pong", "t_ms": t_ms }),
     };
     told["seq"] = json!(m.seq);

@@ -11,7 +11,7 @@ use std::{
 use fanlight_proto::{
     id::{NodeId, StreamId},
     node::v1::{
-        Ack, Apply, Bar, Goodbye, Heartbeat, HeartbeatAck, Hello, Inventory, KeySet, Kick,
+        Ack, Apply, Bar, Drain, Goodbye, Heartbeat, HeartbeatAck, Hello, Inventory, KeySet, Kick,
         LinkRequest, LinkResponse, Report, StreamReport, ViewerReport, Welcome,
         action::Action as Body, link_request::Body as Up, link_response::Body as Down,
         viewer_report, want::Role,
@@ -29,8 +29,9 @@ use super::{Job, Shared, action};
 use crate::{
     clock::{duration, timestamp},
     error::{ControlError, bad_id},
+    lease::node_state,
     metrics as m,
-    store::{LinkId, LinkNode, reported_name},
+    store::{LinkId, LinkNode, reported_name, rows::NodeRow},
     want::{WantList, wants},
 };
 
@@ -134,6 +135,7 @@ async fn open(
         heard_seq: seq,
         version: hello.want_version,
         told: WantList::default(),
+        told_drain: None,
         unacked: VecDeque::new(),
         acting: HashMap::new(),
         mismatches: 0,
@@ -184,6 +186,8 @@ struct Session {
     /// Version of the last Apply; goes on from what the node holds.
     version: u64,
     told: WantList,
+    /// End of the drain that the node was told of; `None`: of none.
+    told_drain: Option<u64>,
     unacked: VecDeque<Unacked>,
     acting: HashMap<String, oneshot::Sender<Code>>,
     mismatches: u32,
@@ -226,7 +230,8 @@ impl Session {
         if self.is_router() {
             let jwks_json = self.shared.token.jwks_json();
             self.send(Down::KeySet(KeySet { jwks_json, expire_time: None }))?;
-            self.send_bars().await?;
+            self.send_bars(|_| true).await?;
+            self.tell_drain().await?;
         }
         let list = self.read_wants().await?;
         if list.told_digest() == hello.want_digest {
@@ -239,8 +244,37 @@ impl Session {
         self.apply(list, true)
     }
 
-    async fn send_bars(&mut self) -> Result<(), End> {
-        for (stream, bars) in self.shared.store.bars_of(self.link.node.clone()).await? {
+    /// An operator's drain, when it began, ended or has another deadline.
+    async fn tell_drain(&mut self) -> Result<(), End> {
+        let row = self.shared.store.node(self.link.node.clone()).await?;
+        let drain_us = row.and_then(|row| row.drain_us);
+        if drain_us == self.told_drain {
+            return Ok(());
+        }
+        self.told_drain = drain_us;
+        let drain = Drain { on: drain_us.is_some(), deadline: drain_us.map(timestamp) };
+        self.send(Down::Action(action(Body::Drain(drain), self.shared.timing.lease)))
+    }
+
+    /// Wants changed: what is barred from a stream is told before the router becomes its origin, so
+    /// that who was thrown out on one router does not come back on another.
+    async fn rewant(&mut self) -> Result<(), End> {
+        let list = self.read_wants().await?;
+        if self.is_router() {
+            self.tell_drain().await?;
+            let (wants, _) = list.changes_since(&self.told);
+            let changed: Vec<StreamId> =
+                origins(&WantList { wants }).into_iter().map(|(s, _)| s).collect();
+            if !changed.is_empty() {
+                self.send_bars(|stream| changed.contains(stream)).await?;
+            }
+        }
+        self.apply(list, false)
+    }
+
+    async fn send_bars(&mut self, of: impl Fn(&StreamId) -> bool) -> Result<(), End> {
+        let all = self.shared.store.bars_of(self.link.node.clone()).await?;
+        for (stream, bars) in all.into_iter().filter(|(stream, _)| of(stream)) {
             for ids in bars.token_ids.chunks(BARS_PER_ACTION) {
                 let bar = Bar {
                     token_ids: ids.to_vec(),
@@ -294,10 +328,7 @@ impl Session {
                         Err(status) => return End::Closed(status.message().to_owned()),
                     }
                 }
-                () = ears.nudge.notified() => match self.read_wants().await {
-                    Ok(list) => self.apply(list, false),
-                    Err(end) => Err(end),
-                },
+                () = ears.nudge.notified() => self.rewant().await,
                 Some(job) = ears.actions.recv() => self.act(job),
                 () = ears.replaced.cancelled() => {
                     return End::Refused(Status::aborted("another link of this node took its place"));
@@ -352,8 +383,16 @@ impl Session {
         self.send(Down::HeartbeatAck(HeartbeatAck {
             seq: self.heard_seq,
             want_version: self.version,
+            nowhere_to_go: draining && !self.others_serve().await?,
         }))?;
         self.compare(&beat).await
+    }
+
+    /// Whether there is another router that takes work. Asked for draining nodes only.
+    async fn others_serve(&self) -> Result<bool, End> {
+        let routers = self.shared.store.routers().await?;
+        let serves = |n: &NodeRow| node_state(n) == NodeState::Serving && n.id != self.link.node;
+        Ok(routers.iter().any(|n| serves(n)))
     }
 
     /// Tells everything again when the node keeps running something else than it was told.

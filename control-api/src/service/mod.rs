@@ -36,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) links: Arc<Links>,
     pub(crate) token: Arc<TokenKey>,
     pub(crate) join_ttl: Duration,
+    pub(crate) drain_deadline: Duration,
     pub(crate) shutdown: Shutdown,
 }
 

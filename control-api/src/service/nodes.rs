@@ -1,11 +1,12 @@
-//! `NodeService`. Translates only: reads, no fleet operations yet. Invariant: what it shows is one
-//! snapshot per page.
+//! `NodeService`. Translates only: what a drain leads to is the steward's. Invariant: what a list
+//! shows is one snapshot per page.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use fanlight_proto::{
     control::v1::{
-        GetNodeRequest, ListNodesRequest, ListNodesResponse, Node, node_service_server::NodeService,
+        DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
+        UndrainNodeRequest, node_service_server::NodeService,
     },
     id::NodeId,
     reason::Reason,
@@ -15,8 +16,12 @@ use tonic::{Request, Response, Status};
 use super::{Parts, check::Fields, translate};
 use crate::{
     error::{ControlError, bad_id},
+    metrics as m,
     page::{self, Pager},
 };
+
+/// Longest time that a drain leaves viewers.
+const MAX_DRAIN: Duration = Duration::from_secs(3_600);
 
 /// The service.
 #[derive(Debug)]
@@ -31,6 +36,40 @@ impl NodeService for Nodes {
             ControlError::new(Reason::NodeNotFound, "no such node")
                 .about("fanlight.Node", id.resource_name())
         })?;
+        Ok(Response::new(translate::node(&row)))
+    }
+
+    async fn drain_node(
+        &self,
+        request: Request<DrainNodeRequest>,
+    ) -> Result<Response<Node>, Status> {
+        let body = request.into_inner();
+        let mut fields = Fields::new();
+        let id = fields.id("name", NodeId::from_resource_name(&body.name));
+        let deadline = fields.duration("deadline", body.deadline, MAX_DRAIN);
+        fields.done()?;
+        let id = id.ok_or_else(|| ControlError::field("name", "must be set"))?;
+        let known = self.0.store.node(id.clone()).await?;
+        if known.is_some_and(|n| !n.is_router()) {
+            let why = "an ingest worker has its devices to itself: they cannot be moved away";
+            return Err(ControlError::field("name", why).into());
+        }
+        let deadline = deadline.unwrap_or(self.0.drain_deadline);
+        let row = self.0.store.drain_node(id, deadline).await?;
+        m::count_by(m::DRAINS, "what", "begun");
+        tracing::info!(node = %row.id, ?deadline, "a node is drained");
+        Ok(Response::new(translate::node(&row)))
+    }
+
+    async fn undrain_node(
+        &self,
+        request: Request<UndrainNodeRequest>,
+    ) -> Result<Response<Node>, Status> {
+        let name = request.into_inner().name;
+        let id = NodeId::from_resource_name(&name).map_err(bad_id("name"))?;
+        let row = self.0.store.undrain_node(id).await?;
+        m::count_by(m::DRAINS, "what", "undone");
+        tracing::info!(node = %row.id, "a drain is undone");
         Ok(Response::new(translate::node(&row)))
     }
 

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use fanlight_proto::{
     control::v1::{
         CreateStreamRequest, DeleteStreamRequest, DeleteStreamResponse, GetStreamRequest,
-        ListStreamsRequest, ListStreamsResponse, RequestKeyframeRequest, RequestKeyframeResponse,
-        Stream, stream_service_server::StreamService,
+        ListStreamsRequest, ListStreamsResponse, MoveStreamRequest, RequestKeyframeRequest,
+        RequestKeyframeResponse, Stream, stream_service_server::StreamService,
     },
-    id::{DeviceId, StreamId},
+    id::{DeviceId, NodeId, StreamId},
     node::v1::{Keyframe, action::Action as Body},
     reason::Reason,
     types::v1::StreamState,
@@ -113,6 +113,24 @@ impl StreamService for Streams {
             Once::Answered(answer) => decode(answer)?,
         };
         Ok(Response::new(answer))
+    }
+
+    async fn move_stream(
+        &self,
+        request: Request<MoveStreamRequest>,
+    ) -> Result<Response<Stream>, Status> {
+        let deadline = deadline(&request);
+        let body = request.into_inner();
+        let mut fields = Fields::new();
+        let id = fields.id("name", StreamId::from_resource_name(&body.name));
+        let target = match body.target_node.as_str() {
+            "" => None,
+            node => fields.id("target_node", NodeId::from_resource_name(node)),
+        };
+        fields.done()?;
+        let id = id.ok_or_else(unread)?;
+        let row = self.0.steward.move_stream(&id, target.as_ref(), deadline).await?;
+        Ok(Response::new(translate::stream(&row)))
     }
 
     async fn request_keyframe(

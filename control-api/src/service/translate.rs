@@ -84,5 +84,6 @@ pub(crate) fn node(row: &NodeRow) -> Node {
         linked_replica: row.link.as_ref().map(|(r, _)| r.clone()).unwrap_or_default(),
         assignments: row.assignments,
         devices: online.map(|(id, _)| id.resource_name()).collect(),
+        drain_deadline_time: row.drain_us.map(timestamp),
     }
 }

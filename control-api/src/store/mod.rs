@@ -91,6 +91,9 @@ pub struct AssignOrigin {
     pub push_token: PushToken,
     /// Why it is assigned; empty for the first time.
     pub reason: String,
+    /// The accepted origin works and is left make-before-break: the worker pushes to it until its
+    /// viewers have moved. Ignored unless the stream is live.
+    pub gentle: bool,
 }
 
 /// Says that no router takes a stream now.
@@ -291,6 +294,10 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn unlink_node(&self, link: LinkId, goodbye: bool) -> Reply<'_, ()>;
     /// A worker's devices changed.
     fn report_devices(&self, link: LinkId, devices: Vec<DeviceStatus>) -> Reply<'_, ()>;
+    /// Takes a router out of use for so long at most for its viewers. `NODE_NOT_FOUND`.
+    fn drain_node(&self, id: NodeId, deadline: Duration) -> Reply<'_, Arc<NodeRow>>;
+    /// Undoes a drain. `NODE_NOT_FOUND`.
+    fn undrain_node(&self, id: NodeId) -> Reply<'_, Arc<NodeRow>>;
     /// Reads a node.
     fn node(&self, id: NodeId) -> Reply<'_, Option<Arc<NodeRow>>>;
     /// Nodes after a name.

@@ -37,6 +37,17 @@ pub struct Assigned {
     pub push_token: PushToken,
 }
 
+/// The origin that a stream is moving away from, or has just moved away from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaving {
+    /// The assignment that was accepted before the present one.
+    pub from: Assigned,
+    /// The worker goes on pushing to it: it worked when the move began.
+    pub push: bool,
+    /// It ends then, even if viewers are left on it.
+    pub until_us: UnixUs,
+}
+
 /// What the ingest worker last said of its push to the accepted origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum PushWord {
@@ -71,6 +82,10 @@ pub struct StreamRow {
     /// The newest assignment that its router took; what the ingest worker is told. It stays the old
     /// one while a move is under way, so that the device's capture never stops for a move.
     pub accepted: Option<Assigned>,
+    /// The one accepted before that, while its viewers have not all moved.
+    pub leaving: Option<Leaving>,
+    /// The newest assignment was made while the accepted origin works: it is left gently.
+    pub gentle: bool,
     /// Routers that refused it since the last acceptance.
     pub refused: Vec<NodeId>,
     /// What the worker says of its push.
@@ -98,9 +113,20 @@ impl StreamRow {
     /// Nodes that run, or shall run, a part of it.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeId> {
         let origins = self.assigned.iter().chain(&self.accepted).map(|a| &a.node);
-        origins.chain(&self.ingest)
+        let leaving = self.leaving.iter().map(|l| &l.from.node);
+        origins.chain(leaving).chain(&self.ingest)
+    }
+
+    /// Where the viewers of the origin that is being left shall go: to the accepted one, once that
+    /// has a picture.
+    pub fn moved(&self) -> Option<&Assigned> {
+        let live = self.leaving.is_some() && self.state == StreamState::Live;
+        self.accepted.as_ref().filter(|_| live)
     }
 }
+
+/// Why a viewer is gone whose router was restarted: it did not leave, and may come back.
+pub const GONE_RESTARTED: &str = "the router was restarted";
 
 /// Where a viewer is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +200,8 @@ pub struct NodeRow {
     pub agreed: bool,
     /// It asked, or was asked, to take no new work.
     pub draining: bool,
+    /// An operator drains it: viewers may stay until then. Outlives the node's process.
+    pub drain_us: Option<UnixUs>,
     /// No heartbeat came for a while, or its link broke; the lease still runs.
     pub suspect: bool,
     /// Its lease ran out, or it said goodbye; ends with the next link or heartbeat.

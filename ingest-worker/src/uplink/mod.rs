@@ -30,7 +30,7 @@ use crate::backoff::Backoff;
 
 pub use self::{
     link::{Link, SlotEvent},
-    publish::{Host, PublishSpec, Published, run as publish},
+    publish::{Host, PublishSpec, Published, Source, run as publish},
     transport::client_config,
 };
 

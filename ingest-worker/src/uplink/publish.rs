@@ -37,6 +37,8 @@ use crate::{
 
 /// How long a router may take to answer a publish.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a router that was never published to may take to be reached before that is told.
+const DIAL_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest wait a router's `retry_after` is followed.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(10);
 /// Video goes behind control and input.
@@ -62,6 +64,9 @@ pub struct PublishSpec {
 pub enum Published {
     /// Not sending; why.
     Waiting(String),
+    /// The router cannot be reached, so what it serves stands still. One of the two witnesses that
+    /// move a stream.
+    Broken(String),
     /// The router accepted and frames flow.
     Live,
     /// The router will not take this epoch and token; nothing more is tried.
@@ -75,16 +80,29 @@ pub enum Published {
 pub trait Host: Send + Sync + 'static {
     /// Where frames come from.
     fn feed(&self) -> &Feed;
-    /// Input of a viewer.
-    fn input(&self, viewer: u64, message: &[u8]);
+    /// A publish of this stream and epoch is about to be made.
+    fn source(&self, stream: &str, epoch: u64) -> Source;
+    /// Input of a viewer of that publish's router.
+    fn input(&self, from: &Source, viewer: u64, message: &[u8]);
     /// A router took the stream anew: leases count from the start.
-    fn accepted(&self);
-    /// The router is gone, and with it every viewer that could lift a finger.
-    fn lost(&self);
+    fn accepted(&self, from: &Source);
+    /// The router is gone, and with it every viewer of it that could lift a finger.
+    fn lost(&self, from: &Source);
     /// Somebody needs a keyframe.
     fn keyframe(&self);
     /// How the uplink does, every quarter of a second.
     fn uplink(&self, state: crate::rate::Uplink);
+}
+
+/// One publish, as the source of input that it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// `streams/{stream}`.
+    pub stream: Arc<str>,
+    /// Its epoch. While a stream moves there are two.
+    pub epoch: u64,
+    /// Tells publishes of one device apart.
+    pub number: u16,
 }
 
 enum Ended {
@@ -106,21 +124,37 @@ pub async fn run<H: Host>(
     let mut feed = host.feed().state();
     let mut link_state = uplink.state();
     let mut backoff = Backoff::default();
+    let mut published = false;
     loop {
-        tell(Published::Waiting("the device has no picture".to_owned()));
+        if !feed.borrow().live {
+            tell(Published::Waiting("the device has no picture".to_owned()));
+        }
         if feed.wait_for(|s| s.live).await.is_err() {
             return;
         }
         let link = {
             if link_state.borrow().is_none() {
-                tell(Published::Waiting("the router is not reachable".to_owned()));
+                // A first dial takes a moment; a connection that was there and is not is news.
+                if !published {
+                    tell(Published::Waiting("the router is being dialled".to_owned()));
+                    let _ = timeout(DIAL_PATIENCE, link_state.wait_for(Option::is_some)).await;
+                }
+                if link_state.borrow().is_none() {
+                    tell(Published::Broken("the router is not reachable".to_owned()));
+                }
             }
             let state = link_state.wait_for(Option::is_some).await;
             let Ok(link) = state.map(|s| s.clone()) else { return };
             link
         };
         let Some(link) = link else { continue };
-        let ended = once(&spec, &link, &host, &mut feed, &mut backoff, &tell).await;
+        let live = |state: Published| {
+            if state == Published::Live {
+                published = true;
+            }
+            tell(state);
+        };
+        let ended = once(&spec, &link, &host, &mut feed, &mut backoff, live).await;
         match ended {
             Ended::Again => {}
             Ended::After(pause) => tokio::time::sleep(pause).await,
@@ -145,11 +179,12 @@ async fn once<H: Host>(
     host: &Arc<H>,
     feed: &mut watch::Receiver<FeedState>,
     backoff: &mut Backoff,
-    tell: &(impl Fn(Published) + Send + Sync),
+    mut tell: impl FnMut(Published) + Send,
 ) -> Ended {
+    let from = host.source(&spec.stream, spec.epoch);
     let input: InputSink = {
-        let host = Arc::clone(host);
-        Arc::new(move |viewer, message| host.input(viewer, message))
+        let (host, from) = (Arc::clone(host), from.clone());
+        Arc::new(move |viewer, message| host.input(&from, viewer, message))
     };
     let Some((guard, mut events)) = link.open_slot(input) else {
         return Ended::After(backoff.next_random());
@@ -162,7 +197,7 @@ async fn once<H: Host>(
     }
     match timeout(ANSWER_TIMEOUT, answer(&mut events, link)).await {
         Ok(Answer::Accepted) => {}
-        Ok(Answer::Rejected(reject)) => return rejected(reject, backoff, tell),
+        Ok(Answer::Rejected(reject)) => return rejected(reject, backoff, &mut tell),
         Ok(Answer::LinkLost) => return Ended::Again,
         Err(_) => {
             unpublish(link, slot, Reason::Internal).await;
@@ -170,13 +205,14 @@ async fn once<H: Host>(
         }
     }
     backoff.reset();
-    host.accepted();
+    host.accepted(&from);
     metrics::counter!("fanlight_ingest_publishes_opened_total").increment(1);
     tracing::info!(stream = %spec.stream, epoch = spec.epoch, router = link.peer(), "publishing");
     tell(Published::Live);
     let mut sender = Sender::new(Arc::clone(link), slot, ssrc);
     // A publish that is dropped (its want is gone) leaves the router and the fingers behind clean.
-    let mut leave = Leave { link: Arc::clone(link), slot, host: Arc::clone(host), told: false };
+    let mut leave =
+        Leave { link: Arc::clone(link), slot, host: Arc::clone(host), from, told: false };
     let ended = stream(&mut sender, host.as_ref(), feed, &mut events).await;
     leave.told = matches!(ended, Ended::After(_) | Ended::Refused(_));
     ended
@@ -187,13 +223,14 @@ struct Leave<H: Host> {
     link: Arc<Link>,
     slot: Slot,
     host: Arc<H>,
+    from: Source,
     told: bool,
 }
 
 impl<H: Host> Drop for Leave<H> {
     fn drop(&mut self) {
         metrics::counter!("fanlight_ingest_publishes_closed_total").increment(1);
-        self.host.lost();
+        self.host.lost(&self.from);
         if !self.told {
             let live = self.host.feed().state().borrow().live;
             let reason = if live { "" } else { Reason::DeviceOffline.as_str() };
@@ -226,7 +263,7 @@ async fn answer(events: &mut mpsc::Receiver<SlotEvent>, link: &Link) -> Answer {
 fn rejected(
     reject: PublishReject,
     backoff: &mut Backoff,
-    tell: &(impl Fn(Published) + Send + Sync),
+    tell: &mut impl FnMut(Published),
 ) -> Ended {
     metrics::counter!("fanlight_ingest_publishes_rejected_total").increment(1);
     let reason: String = reject.reason.chars().take(64).collect();

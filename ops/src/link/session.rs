@@ -293,6 +293,7 @@ async fn serve(
                 }
                 beat = Instant::now() + jittered(s.interval);
             }
+            () = shared.beat.notified() => beat = Instant::now(),
             () = shared.wake.notified(), if batch.is_none() => {
                 batch = Some(Instant::now() + REPORT_BATCH);
             }
@@ -395,7 +396,10 @@ impl<'a> Serving<'a> {
             Some(Down::Action(action)) => {
                 return self.queue(Work::Action(action, self.link.outbox.clone()));
             }
-            Some(Down::HeartbeatAck(_)) => self.lease_end = Instant::now() + self.lease,
+            Some(Down::HeartbeatAck(ack)) => {
+                self.lease_end = Instant::now() + self.lease;
+                self.shared.handler.nowhere_to_go(ack.nowhere_to_go);
+            }
             Some(Down::KeySet(keys)) => self.shared.handler.key_set(keys.jwks_json),
             Some(Down::InventoryRequest(_)) if !self.send_inventory() => {
                 return Taken::Broken("the connection does not move");

@@ -267,6 +267,19 @@ impl Core {
         answer
     }
 
+    /// Sends a viewer elsewhere: it is told this address on its `input` channel, when that opens if
+    /// it is not open yet. The session goes on until its viewer ends it. Unknown sessions are
+    /// ignored.
+    pub fn reconnect(&mut self, now: Instant, session: SessionId, url: &str) {
+        self.advance(now);
+        if let Some(key) = self.sessions.get(&session).copied() {
+            if let Some(viewer) = self.viewers.get_mut(key) {
+                viewer.reconnect = Some(url.into());
+            }
+            self.send_reconnect(key);
+        }
+    }
+
     /// Ends a viewer's session. Unknown sessions are ignored.
     pub fn leave(&mut self, now: Instant, session: SessionId, reason: LeaveReason) {
         self.advance(now);

@@ -103,6 +103,8 @@ pub(crate) struct Viewer {
     pub(crate) budgets: Budgets,
     pub(crate) inputs: Inputs,
     pub(crate) input_channel: Option<ChannelId>,
+    /// Where it shall go; told when the `input` channel is open.
+    pub(crate) reconnect: Option<Box<str>>,
     pub(crate) moves_channel: Option<ChannelId>,
     pub(crate) channels_opened: usize,
     /// In the dirty list.
@@ -170,6 +172,7 @@ impl Viewer {
             budgets: Budgets::new(parts.now),
             inputs: parts.inputs,
             input_channel: None,
+            reconnect: None,
             moves_channel: None,
             channels_opened: 0,
             dirty: false,

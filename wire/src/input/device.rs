@@ -31,6 +31,9 @@ wire_enum! {
     }
 }
 
+/// Longest address of a [`DeviceBody::Reconnect`], in bytes.
+pub const RECONNECT_URL_MAX: usize = 4_096;
+
 /// One message towards a viewer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceMessage {
@@ -66,6 +69,9 @@ pub enum DeviceBody {
         /// The refused message's first byte, or 0 if it had none.
         of_kind: u8,
     },
+    /// The stream is live on another router: join it there, by this WHEP address, then leave here.
+    /// From 1 to [`RECONNECT_URL_MAX`] bytes.
+    Reconnect(String),
     /// Answer to a ping.
     Pong {
         /// What the ping carried.
@@ -93,6 +99,14 @@ impl DeviceMessage {
                 c.zero("reserved bytes of denied", 2)?;
                 DeviceBody::Denied { reason, of_kind }
             }
+            kind::RECONNECT => {
+                let len = usize::from(c.u16("url length")?);
+                c.zero("reserved bytes of reconnect", 2)?;
+                if len == 0 {
+                    return Err(bad("url length", 0u32));
+                }
+                DeviceBody::Reconnect(c.text("url", len, RECONNECT_URL_MAX)?)
+            }
             kind::PONG => DeviceBody::Pong { t_ms: c.u32("pong time")? },
             other => return Err(InputError::UnknownKind(other)),
         };
@@ -116,6 +130,7 @@ impl DeviceMessage {
             DeviceBody::Session { .. } => kind::SESSION,
             DeviceBody::Clipboard(_) => kind::CLIPBOARD,
             DeviceBody::Denied { .. } => kind::DENIED,
+            DeviceBody::Reconnect(_) => kind::RECONNECT,
             DeviceBody::Pong { .. } => kind::PONG,
         };
         cursor::write_header(kind, self.seq, self.lease_epoch, out);
@@ -128,6 +143,17 @@ impl DeviceMessage {
             DeviceBody::Clipboard(text) => cursor::write_clipboard(text, out)?,
             DeviceBody::Denied { reason, of_kind } => {
                 out.extend_from_slice(&[*reason as u8, *of_kind, 0, 0]);
+            }
+            DeviceBody::Reconnect(url) => {
+                cursor::check_len("url", url.len(), RECONNECT_URL_MAX)?;
+                if url.is_empty() {
+                    return Err(bad("url length", 0u32));
+                }
+                // Just checked: far below 2^16.
+                let len = u16::try_from(url.len()).unwrap_or(u16::MAX);
+                out.extend_from_slice(&len.to_be_bytes());
+                out.extend_from_slice(&[0, 0]);
+                out.extend_from_slice(url.as_bytes());
             }
             DeviceBody::Pong { t_ms } => out.extend_from_slice(&t_ms.to_be_bytes()),
         }

@@ -8,7 +8,7 @@ mod device;
 mod types;
 
 use cursor::Cursor;
-pub use device::{DenyReason, DeviceBody, DeviceMessage, Role};
+pub use device::{DenyReason, DeviceBody, DeviceMessage, RECONNECT_URL_MAX, Role};
 pub use types::{Button, ButtonAction, CopyKey, Key, KeyAction, Scroll, Touch, TouchAction};
 
 /// Length of the header that every message begins with.
@@ -61,6 +61,8 @@ pub mod kind {
     pub const DENIED: u8 = 0x83;
     /// Answer to a ping; towards the viewer.
     pub const PONG: u8 = 0x8a;
+    /// See [`DeviceBody::Reconnect`](super::DeviceBody::Reconnect).
+    pub const RECONNECT: u8 = 0x84;
 }
 
 /// Why bytes are not a message, or a message cannot become bytes. The one who made it is to blame;

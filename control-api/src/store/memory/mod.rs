@@ -180,6 +180,14 @@ impl Store for MemoryStore {
         self.done(|s, now| s.report_devices(now, &link, &devices))
     }
 
+    fn drain_node(&self, id: NodeId, deadline: Duration) -> Reply<'_, Arc<NodeRow>> {
+        self.done(|s, now| s.drain_node(now, &id, deadline))
+    }
+
+    fn undrain_node(&self, id: NodeId) -> Reply<'_, Arc<NodeRow>> {
+        self.done(|s, _| s.undrain_node(&id))
+    }
+
     fn node(&self, id: NodeId) -> Reply<'_, Option<Arc<NodeRow>>> {
         self.done(|s, _| Ok(s.node(&id)))
     }

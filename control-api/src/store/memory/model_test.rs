@@ -59,6 +59,8 @@ enum Step {
     Unlink { node: u8, goodbye: bool },
     Devices { node: u8, stream: u8, state: i32 },
     Stale { node: u8, stream: u8 },
+    Drain { node: u8, on: bool },
+    Left { stream: u8, node: u8 },
     Sweep,
 }
 
@@ -83,6 +85,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => n.clone().prop_map(|node| Step::Agree { node }),
         1 => (n.clone(), any::<bool>()).prop_map(|(node, goodbye)| Step::Unlink { node, goodbye }),
         2 => (n.clone(), s.clone(), 0i32..4).prop_map(|(node, stream, state)| Step::Devices { node, stream, state }),
+        2 => (n.clone(), any::<bool>()).prop_map(|(node, on)| Step::Drain { node, on }),
+        2 => (s.clone(), n.clone()).prop_map(|(stream, node)| Step::Left { stream, node }),
         1 => (n, s).prop_map(|(node, stream)| Step::Stale { node, stream }),
         3 => Just(Step::Sweep),
     ]
@@ -187,7 +191,8 @@ impl World {
         let s = &self.state;
         assert!(s.streams.len() <= limits().streams);
         let mut by_node: BTreeMap<NodeId, BTreeSet<StreamId>> = BTreeMap::new();
-        let (mut unplaced, mut due) = (BTreeSet::new(), BTreeSet::new());
+        let (mut unplaced, mut due, mut moves) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for row in s.streams.values() {
             for n in row.nodes() {
                 by_node.entry(n.clone()).or_default().insert(row.id.clone());
@@ -198,6 +203,13 @@ impl World {
             if row.due_us > 0 {
                 due.insert((row.due_us, row.id.clone()));
             }
+            if let Some(l) = &row.leaving {
+                moves.insert((l.until_us, row.id.clone()));
+                // Two origins at most, the one that is left below the one that is kept.
+                let kept = row.accepted.as_ref().unwrap();
+                assert!(l.from.epoch < kept.epoch && l.from.node != kept.node, "{row:?}");
+            }
+            assert!(!row.gentle || !row.is_accepted(), "{row:?}");
             let last = self.epochs.entry(row.id.clone()).or_default();
             assert!(row.epoch == 0 || row.epoch >= *last, "{} went back", row.id);
             *last = row.epoch.max(*last);
@@ -211,6 +223,7 @@ impl World {
         assert_eq!(shown, indexed.collect());
         assert_eq!(unplaced, s.unplaced);
         assert_eq!(due, s.due_streams);
+        assert_eq!(moves, s.due_moves);
         for n in s.nodes.values() {
             let carried = by_node.get(&n.id).map_or(0, BTreeSet::len);
             assert_eq!(n.assignments as usize, carried, "{}", n.id);
@@ -331,6 +344,32 @@ impl World {
                 let link = self.link(n);
                 let _ = self.apply(|s, now| s.report_devices(now, &link, &[status]));
             }
+            Step::Drain { node: n, on } => {
+                let done = self.apply(|s, now| match on {
+                    true => s.drain_node(now, &node(n), Duration::from_secs(5)),
+                    false => s.undrain_node(&node(n)),
+                });
+                if let Ok(row) = done {
+                    assert_eq!(row.drain_us.is_some(), on);
+                }
+            }
+            Step::Left { stream: n, node: at } => {
+                // The origin that is left says that its viewers have gone.
+                let row = self.state.stream(&stream(n));
+                let left = row.and_then(|r| r.leaving.clone());
+                let report = StreamReport {
+                    stream: stream(n).resource_name(),
+                    epoch: left.as_ref().map_or(1, |l| l.from.epoch),
+                    state: StreamState::Ended.into(),
+                    reason: String::new(),
+                };
+                let link = self.link(at);
+                let done = self.apply(|s, now| s.report_stream(now, &link, &report));
+                let after = self.state.stream(&stream(n)).and_then(|r| r.leaving.clone());
+                let its_word = left.as_ref().is_some_and(|l| l.from.node == link.node);
+                let ended = done.is_ok() && its_word;
+                assert_eq!(after, left.filter(|_| !ended));
+            }
             Step::Stale { node: n, stream: id } => self.stale_link(n, id),
         }
     }
@@ -392,6 +431,7 @@ impl World {
             ingest: node(3),
             push_token: PushToken([at; 32]),
             reason: String::new(),
+            gentle: at.is_multiple_of(2),
         };
         let done = self.apply(|s, now| s.assign_origin(now, intent));
         match done {
@@ -529,4 +569,77 @@ fn an_epoch_is_above_what_any_node_saw() {
     world.step(Step::Create { stream: 1, request: None, tenant: 0 });
     world.step(Step::Assign { stream: 1, node: 0, stale: false });
     assert!(world.epoch(1) > floor);
+}
+
+/// A stream that is live on the first router and accepted by the second, moved gently or not.
+fn moved(gentle: bool) -> World {
+    let mut world = World::new();
+    for n in [0, 1, 3] {
+        world.step(Step::Link { node: n, incarnation: 1, floor: 0 });
+    }
+    world.step(Step::Create { stream: 1, request: None, tenant: 0 });
+    world.step(Step::Assign { stream: 1, node: 1, stale: false });
+    let live = StreamState::Live.into();
+    world.step(Step::Report { stream: 1, node: 1, state: live });
+    let intent = AssignOrigin {
+        stream: stream(1),
+        expect_epoch: world.epoch(1),
+        node: node(0),
+        incarnation: 1,
+        ingest: node(3),
+        push_token: PushToken([9; 32]),
+        reason: String::new(),
+        gentle,
+    };
+    world.apply(|s, now| s.assign_origin(now, intent)).unwrap();
+    world
+}
+
+#[test]
+fn a_gentle_move_keeps_both_origins_until_the_viewers_of_the_old_one_are_gone() {
+    let mut world = moved(true);
+    world.step(Step::Accept { stream: 1, node: 0 });
+    let row = world.state.stream(&stream(1)).unwrap();
+    assert_eq!((row.state, row.moved()), (StreamState::Moving, None), "nobody is sent there yet");
+    assert!(row.leaving.as_ref().is_some_and(|l| l.push && l.from.node == node(1)));
+    // It is told again that it has no picture: still moving.
+    world.step(Step::Report { stream: 1, node: 0, state: StreamState::Assigned.into() });
+    assert_eq!(world.state.stream(&stream(1)).unwrap().state, StreamState::Moving);
+    world.step(Step::Report { stream: 1, node: 0, state: StreamState::Live.into() });
+    let row = world.state.stream(&stream(1)).unwrap();
+    assert_eq!(row.moved().map(|a| a.node.clone()), Some(node(0)));
+    world.step(Step::Left { stream: 1, node: 1 });
+    assert_eq!(world.state.stream(&stream(1)).unwrap().leaving, None);
+}
+
+#[test]
+fn an_old_origin_ends_at_its_deadline_but_not_while_it_has_the_only_picture() {
+    let mut world = moved(true);
+    world.step(Step::Accept { stream: 1, node: 0 });
+    world.step(Step::Wait(40_000_000));
+    world.step(Step::Sweep);
+    assert!(world.state.stream(&stream(1)).unwrap().leaving.is_some(), "the only picture");
+    world.step(Step::Report { stream: 1, node: 0, state: StreamState::Live.into() });
+    world.step(Step::Wait(31_000_000));
+    world.step(Step::Sweep);
+    assert_eq!(world.state.stream(&stream(1)).unwrap().leaving, None);
+}
+
+#[test]
+fn a_move_that_is_refused_leaves_the_stream_live_where_it_was() {
+    let mut world = moved(true);
+    world.step(Step::Refuse { stream: 1, node: 0 });
+    let row = world.state.stream(&stream(1)).unwrap();
+    assert_eq!(row.state, StreamState::Live);
+    assert!(row.is_accepted() && row.leaving.is_none());
+    assert_eq!(row.accepted.as_ref().map(|a| a.node.clone()), Some(node(1)));
+}
+
+#[test]
+fn an_origin_that_was_lost_is_not_pushed_to_and_still_learns_where_its_viewers_shall_go() {
+    let mut world = moved(false);
+    world.step(Step::Accept { stream: 1, node: 0 });
+    let row = world.state.stream(&stream(1)).unwrap();
+    assert!(row.leaving.as_ref().is_some_and(|l| !l.push));
+    assert_eq!(row.state, StreamState::Assigned);
 }

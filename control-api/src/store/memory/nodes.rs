@@ -4,13 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use fanlight_proto::{
     id::{DeviceId, NodeId, StreamId},
     node::v1::{DeviceStatus, device_status::State as Device},
     reason::Reason,
-    types::v1::NodeLoad,
+    types::v1::{NodeLoad, StreamState},
 };
 
 use super::{
@@ -23,7 +24,7 @@ use crate::{
     lease::{NodeTick, node_state, tick_node},
     store::{
         Census, DeviceAt, Event, LinkId, LinkNode, Page,
-        rows::{DeviceInfo, NodeRow},
+        rows::{DeviceInfo, GONE_RESTARTED, NodeRow},
     },
 };
 
@@ -84,6 +85,7 @@ impl State {
             link: Some((replica, self.link_epoch)),
             agreed: false,
             draining: old.as_ref().is_some_and(|o| o.draining && !restarted),
+            drain_us: old.as_ref().and_then(|o| o.drain_us),
             suspect: false,
             lost: false,
             beat_us: now,
@@ -102,7 +104,7 @@ impl State {
         self.set_devices(&id, &hello.devices);
         if restarted {
             self.reassign_restarted(now, &id, incarnation);
-            self.edge_gone(now, &id, "the router was restarted");
+            self.edge_gone(now, &id, GONE_RESTARTED);
         }
         self.tell(Event::Node(id.clone()));
         self.tell(Event::Wants(id.clone()));
@@ -166,6 +168,38 @@ impl State {
             }
         });
         Ok(())
+    }
+
+    pub(super) fn drain_node(
+        &mut self,
+        now: UnixUs,
+        id: &NodeId,
+        deadline: Duration,
+    ) -> Result<Arc<NodeRow>, ControlError> {
+        self.set_drain(id, Some(now.saturating_add(us(deadline))))
+    }
+
+    pub(super) fn undrain_node(&mut self, id: &NodeId) -> Result<Arc<NodeRow>, ControlError> {
+        self.set_drain(id, None)
+    }
+
+    fn set_drain(
+        &mut self,
+        id: &NodeId,
+        drain_us: Option<UnixUs>,
+    ) -> Result<Arc<NodeRow>, ControlError> {
+        self.edit_node(id, |row| {
+            row.drain_us = drain_us;
+            // Its own word follows with the next heartbeat.
+            row.draining &= drain_us.is_some();
+        });
+        let row = self.node(id).ok_or_else(|| {
+            ControlError::new(Reason::NodeNotFound, "no such node")
+                .about("fanlight.Node", id.resource_name())
+        })?;
+        // The link tells the node.
+        self.tell(Event::Wants(id.clone()));
+        Ok(row)
     }
 
     pub(super) fn report_devices(
@@ -258,6 +292,7 @@ impl State {
     /// What time asks for. Answers the streams that are due.
     pub(super) fn sweep(&mut self, now: UnixUs) -> Vec<StreamId> {
         self.tick_nodes(now);
+        self.tick_moves(now);
         self.tick_viewers(now);
         self.forget_requests(now);
         self.forget_bars(now);
@@ -282,6 +317,22 @@ impl State {
             *census.nodes.entry(node_state(row)).or_default() += 1;
         }
         census
+    }
+
+    /// Ends origins that streams moved away from. One that still carries the only picture stays:
+    /// the stream is not live on its new origin yet.
+    fn tick_moves(&mut self, now: UnixUs) {
+        while let Some((_, id)) = self.due_moves.first().filter(|(at, _)| *at <= now).cloned() {
+            let again = now.saturating_add(us(self.timing.drain));
+            // The row is there: the index names it.
+            let done = self.edit_stream(now, &id, |row| match &mut row.leaving {
+                Some(l) if l.push && row.state != StreamState::Live => l.until_us = again,
+                _ => row.leaving = None,
+            });
+            if done.is_err() {
+                self.due_moves.pop_first();
+            }
+        }
     }
 
     fn tick_nodes(&mut self, now: UnixUs) {

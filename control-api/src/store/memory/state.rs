@@ -84,6 +84,8 @@ pub struct State {
     pub(super) by_device: BTreeMap<DeviceId, BTreeSet<StreamId>>,
     pub(super) unplaced: BTreeSet<StreamId>,
     pub(super) due_streams: BTreeSet<(UnixUs, StreamId)>,
+    /// When origins that streams moved away from end.
+    pub(super) due_moves: BTreeSet<(UnixUs, StreamId)>,
     pub(super) viewers: BTreeMap<StreamId, BTreeMap<ViewerId, Arc<ViewerRow>>>,
     pub(super) viewer_rows: usize,
     pub(super) counts: BTreeMap<StreamId, Counts>,
@@ -110,6 +112,7 @@ impl State {
             by_device: BTreeMap::new(),
             unplaced: BTreeSet::new(),
             due_streams: BTreeSet::new(),
+            due_moves: BTreeSet::new(),
             viewers: BTreeMap::new(),
             viewer_rows: 0,
             counts: BTreeMap::new(),
@@ -175,6 +178,9 @@ impl State {
         if row.due_us > 0 {
             self.due_streams.insert((row.due_us, row.id.clone()));
         }
+        if let Some(leaving) = &row.leaving {
+            self.due_moves.insert((leaving.until_us, row.id.clone()));
+        }
         let row = Arc::new(row);
         self.streams.insert(row.id.clone(), Arc::clone(&row));
         self.tell_stream(old.as_deref(), Some(&row));
@@ -210,12 +216,19 @@ impl State {
         take_out(&mut self.by_device, &row.device, &row.id);
         self.unplaced.remove(&row.id);
         self.due_streams.remove(&(row.due_us, row.id.clone()));
+        if let Some(leaving) = &row.leaving {
+            self.due_moves.remove(&(leaving.until_us, row.id.clone()));
+        }
     }
 
     /// Events of a change of a stream; nodes are told when what they shall run may differ.
     fn tell_stream(&mut self, old: Option<&StreamRow>, new: Option<&StreamRow>) {
         let work = |r: Option<&StreamRow>| {
-            r.map(|r| (r.assigned.clone(), r.accepted.clone(), r.ingest.clone()))
+            r.map(|r| {
+                let moved = r.moved().is_some();
+                let leaving = r.leaving.as_ref().map(|l| (l.from.clone(), l.push, moved));
+                (r.assigned.clone(), r.accepted.clone(), leaving, r.ingest.clone())
+            })
         };
         let rows = || old.into_iter().chain(new);
         let mut touched = BTreeSet::new();

@@ -28,7 +28,7 @@ use crate::{
     error::ControlError,
     store::{
         AssignOrigin, CreateStream, DeleteStream, LinkId, Once, Page, StarveStream, WantView,
-        rows::{Assigned, PushWord, StreamRow},
+        rows::{Assigned, Leaving, PushWord, StreamRow},
     },
 };
 
@@ -73,6 +73,8 @@ impl State {
             epoch: 0,
             assigned: None,
             accepted: None,
+            leaving: None,
+            gentle: false,
             refused: Vec::new(),
             push: PushWord::Unknown,
             attempts: 0,
@@ -107,6 +109,7 @@ impl State {
         }
         self.edit_stream(now, &intent.stream, |row| {
             row.epoch = epoch;
+            row.gentle = intent.gentle && row.is_accepted() && row.state == StreamState::Live;
             row.assigned = Some(Assigned {
                 epoch,
                 node: intent.node,
@@ -136,6 +139,7 @@ impl State {
             // The row is there: it was read above.
             let _ = self.edit_stream(now, &id, |row| {
                 row.epoch = epoch;
+                row.gentle = false;
                 if let Some(assigned) = &mut row.assigned {
                     assigned.epoch = epoch;
                     assigned.incarnation = incarnation;
@@ -162,9 +166,18 @@ impl State {
             a.node == link.node && a.incarnation == link.incarnation && a.epoch == epoch
         });
         if matches {
-            self.edit_stream(now, stream, accept)?;
+            let until_us = self.leave_by(now, stream);
+            self.edit_stream(now, stream, |row| accept(row, until_us))?;
         }
         Ok(())
+    }
+
+    /// When the accepted origin of a stream ends, if the stream moves away from it now: with the
+    /// drain of its node.
+    fn leave_by(&self, now: UnixUs, stream: &StreamId) -> UnixUs {
+        let accepted = self.streams.get(stream).and_then(|r| r.accepted.as_ref());
+        let drained = accepted.and_then(|a| self.nodes.get(&a.node)?.drain_us);
+        drained.filter(|at| *at > now).unwrap_or(now.saturating_add(us(self.timing.drain)))
     }
 
     pub(super) fn refuse_origin(
@@ -189,7 +202,11 @@ impl State {
                 row.reason = cut(reason);
                 if row.assigned.is_none() {
                     row.state = StreamState::Pending;
+                } else if row.gentle {
+                    // It was live when the move began, and goes on where it was.
+                    row.state = StreamState::Live;
                 }
+                row.gentle = false;
             })?;
         }
         Ok(())
@@ -249,13 +266,23 @@ impl State {
         let from_origin =
             named(&row.assigned) && row.assigned.as_ref().is_some_and(|a| a.node == link.node);
         let from_ingest = named(&row.accepted) && row.ingest.as_ref() == Some(&link.node);
+        let left = row
+            .leaving
+            .as_ref()
+            .is_some_and(|l| l.from.node == link.node && l.from.epoch == report.epoch);
         let state = report.state();
         if from_origin && matches!(state, StreamState::Assigned | StreamState::Live) {
+            let until_us = self.leave_by(now, &id);
             self.edit_stream(now, &id, |row| {
-                accept(row);
-                row.state = state;
+                accept(row, until_us);
+                let moving = row.state == StreamState::Moving && state == StreamState::Assigned;
+                if !moving {
+                    row.state = state;
+                }
                 row.reason = cut(&report.reason);
             })?;
+        } else if left && state == StreamState::Ended {
+            self.edit_stream(now, &id, |row| row.leaving = None)?;
         } else if from_ingest {
             self.edit_stream(now, &id, |row| {
                 row.push = match state {
@@ -327,7 +354,9 @@ impl State {
         let rows: Vec<_> =
             ids.into_iter().flatten().filter_map(|id| self.streams.get(id).cloned()).collect();
         let mut addresses = BTreeMap::new();
-        for origin in rows.iter().filter_map(|r| r.accepted.as_ref()).map(|a| &a.node) {
+        let left = rows.iter().filter_map(|r| r.leaving.as_ref()).map(|l| &l.from);
+        let origins = rows.iter().filter_map(|r| r.accepted.as_ref()).chain(left);
+        for origin in origins.map(|a| &a.node) {
             if let Some(row) = self.nodes.get(origin) {
                 addresses.entry(origin.clone()).or_insert_with(|| row.addresses());
             }
@@ -336,13 +365,22 @@ impl State {
     }
 }
 
-/// The newest assignment was taken.
-fn accept(row: &mut StreamRow) {
+/// The newest assignment was taken. The one before it is left, and ends at `until_us`.
+fn accept(row: &mut StreamRow, until_us: UnixUs) {
     if row.is_accepted() {
         return;
     }
-    row.accepted.clone_from(&row.assigned);
-    row.state = StreamState::Assigned;
+    let old = std::mem::replace(&mut row.accepted, row.assigned.clone());
+    let here = |a: &Assigned| row.assigned.as_ref().is_some_and(|new| new.node == a.node);
+    row.leaving.take_if(|l| here(&l.from));
+    // An origin that has a picture is not given up for one that has none.
+    let keeps = !row.gentle && row.leaving.as_ref().is_some_and(|l| l.push);
+    if let Some(from) = old.filter(|old| !here(old) && !keeps) {
+        row.leaving = Some(Leaving { from, push: row.gentle, until_us });
+    }
+    let moving = row.leaving.as_ref().is_some_and(|l| l.push);
+    row.state = if moving { StreamState::Moving } else { StreamState::Assigned };
+    row.gentle = false;
     row.reason.clear();
     row.refused.clear();
     row.attempts = 0;

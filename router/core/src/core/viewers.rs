@@ -241,6 +241,7 @@ impl Core {
                 if label == CHANNEL_INPUT && viewer.input_channel.is_none() {
                     viewer.input_channel = Some(id);
                     self.send_session(key);
+                    self.send_reconnect(key);
                 } else if label == CHANNEL_MOVES && viewer.moves_channel.is_none() {
                     viewer.moves_channel = Some(id);
                 }
@@ -328,6 +329,15 @@ impl Core {
         };
         let body = DeviceBody::Session { w, h, rotation: stream.rotation & 3, role };
         self.send_message(key, None, &DeviceMessage { seq: 0, lease_epoch: 0, body });
+    }
+
+    /// Tells a viewer where to go, if it was told to and can hear it.
+    pub(super) fn send_reconnect(&mut self, key: usize) {
+        let Some(viewer) = self.viewers.get(key) else { return };
+        if let (Some(url), Some(_)) = (&viewer.reconnect, viewer.input_channel) {
+            let body = DeviceBody::Reconnect(url.to_string());
+            self.send_message(key, None, &DeviceMessage { seq: 0, lease_epoch: 0, body });
+        }
     }
 
     /// Tells every viewer of a stream its size.

@@ -7,7 +7,7 @@ use fanlight_wire::input::{
 };
 
 use crate::world::{STREAM, Source, World};
-use crate::{DownReason, LeaveReason, Role};
+use crate::{DownReason, LeaveReason, Role, SessionId};
 
 fn touch(action: TouchAction, x: u16) -> InputBody {
     InputBody::Touch(Touch {
@@ -67,6 +67,27 @@ fn the_session_is_told_when_the_channel_opens_and_when_the_role_changes() {
     w.core.set_role(w.now, w.clients[v].session, Role::Observer);
     w.drain_core();
     assert_eq!(w.to_device.last().unwrap().1.body, InputBody::ReleaseAll);
+}
+
+#[test]
+fn a_viewer_is_told_where_to_go_also_when_its_channel_opens_later() {
+    let mut w = World::new();
+    let there = "https://r2.example/whep/x?ticket=1.ab";
+    let early = w.join(Role::Observer);
+    w.core.reconnect(w.now, w.clients[early].session, there);
+    w.drive(Duration::from_secs(1));
+    let late = w.join_connected(Role::Observer);
+    w.drive(Duration::from_millis(50));
+    w.core.reconnect(w.now, w.clients[late].session, there);
+    w.drain_core();
+    w.drive(Duration::from_millis(50));
+    for v in [early, late] {
+        let told = w.clients[v].messages.iter();
+        let told = told.filter(|m| m.body == DeviceBody::Reconnect(there.into())).count();
+        assert_eq!(told, 1);
+        assert!(!w.clients[v].dead, "it stays until it leaves by itself");
+    }
+    w.core.reconnect(w.now, SessionId(9_999), there);
 }
 
 #[test]
