@@ -88,6 +88,9 @@ pub(super) struct Args {
     /// Executable with all roles; default: this one
     #[arg(long, value_name = "FILE")]
     server_exe: Option<PathBuf>,
+    /// Folder for the processes' logs and state, kept afterwards; default: a temporary one
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
     #[command(flatten)]
     pub(super) output: OutputArgs,
 }

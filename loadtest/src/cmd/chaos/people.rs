@@ -1,9 +1,10 @@
 //! People who watch and come back as the web player lets them: a heartbeat while nothing comes, the
-//! next address after a while, a move when the router says so. Written from what the player does
-//! (`web/player/whep.js`), not from its code. Invariant: a person has one connection, and a second
+//! other addresses at once, a pause between rounds, a move when the router says so. Written from what
+//! the player does (`web/player/whep.js`), not from its code. Invariant: a person has one connection, and a second
 //! only while moving.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,14 +24,20 @@ use crate::{
 };
 
 /// How often a connection is looked at, and asked when it is silent.
-const HEARTBEAT: Duration = Duration::from_millis(300);
+const HEARTBEAT: Duration = Duration::from_millis(200);
 /// Questions without an answer until a connection is dead: before a pong was seen, and the fewest.
 const ASKS_MAX: u32 = 12;
 const ASKS_MIN: u32 = 4;
 /// POST, ICE and DTLS must be through by then.
 const CONNECT: Duration = Duration::from_secs(10);
+/// An address that does not answer its POST in this time is not waited for: there are others.
+const POST: Duration = Duration::from_secs(2);
+/// A connection that held this long starts the back-off over.
+const STABLE: Duration = Duration::from_secs(5);
+/// People who are sent elsewhere together do not all arrive in the same moment.
+const MOVE_SPREAD: Duration = Duration::from_millis(150);
 /// Pauses between rounds of tries.
-const BACKOFF: Duration = Duration::from_millis(300);
+const BACKOFF: Duration = Duration::from_millis(200);
 const BACKOFF_MAX: Duration = Duration::from_secs(8);
 /// Longest wait for a token.
 const TICKET: Duration = Duration::from_secs(5);
@@ -111,13 +118,12 @@ impl Square {
         Err(last)
     }
 
-    /// Where a token may be used, the best first: as CreateViewer said, then wherever a control
-    /// replica sends us.
-    fn addresses(&self, ticket: &Ticket) -> Vec<String> {
+    /// Where else a token may be used: as CreateViewer said, then wherever a control replica sends
+    /// us.
+    fn fallbacks(&self, ticket: &Ticket) -> Vec<String> {
         let name = self.names.get(ticket.stream).cloned().unwrap_or_default();
         let redirects = self.redirects.iter().map(|base| format!("{base}/whep/{name}"));
-        let given = std::iter::once(&ticket.url).chain(&ticket.fallbacks).cloned();
-        given.chain(redirects).collect()
+        ticket.fallbacks.iter().cloned().chain(redirects).collect()
     }
 
     /// A newcomer tries each address of a token once; gives whether a picture came within `limit`.
@@ -125,7 +131,7 @@ impl Square {
     pub(super) async fn newcomer(&self, ticket: &Ticket, limit: Duration) -> bool {
         let eyes = Arc::new(Eyes::new(Instant::now()));
         let comes = async {
-            for url in self.addresses(ticket) {
+            for url in round_of(&ticket.url, &self.fallbacks(ticket), false) {
                 let joined = self.join(&url, &ticket.token, ticket.stream, &eyes).await;
                 let Ok(session) = joined else { continue };
                 let first = Milestone::FirstPicture;
@@ -149,7 +155,7 @@ impl Square {
     ) -> Result<Session, NoJoin> {
         let offered = self.swarm.offer_to(stream, Group::Observer, Some(Arc::clone(eyes))).await;
         let (viewer, offer) = offered.map_err(NoJoin::new)?;
-        let posted = tokio::time::timeout(CONNECT, self.post(url, token, offer)).await;
+        let posted = tokio::time::timeout(POST, self.post(url, token, offer)).await;
         let answered = match posted {
             Ok(Ok((answer, session))) => {
                 let taken = self.swarm.answer(viewer, answer).await;
@@ -208,7 +214,7 @@ impl Square {
     }
 
     async fn leave(&self, session: Session) {
-        let _ = self.swarm.leave(session.viewer, Farewell::None).await;
+        let _ = self.swarm.leave(session.viewer, Farewell::Proper).await;
         self.diaries.forget(session.viewer);
         // The page does not wait for it either; a router that is gone takes none.
         let delete = self.http.delete(&session.url).bearer_auth(&session.token).timeout(TICKET);
@@ -229,54 +235,78 @@ impl Person {
 
     async fn life(&self, square: &Square, n: usize) {
         let mut ticket: Option<Ticket> = None;
+        let mut url = String::new();
+        // Addresses not tried yet in this round.
+        let mut round = VecDeque::new();
         let mut was_there = false;
-        let mut tries = 0;
+        let mut attempt = 0;
         loop {
             let Some(good) = &ticket else {
                 match square.ticket(self.stream, n).await {
-                    Ok(new) => ticket = Some(new),
+                    Ok(new) => {
+                        url.clone_from(&new.url);
+                        round.clear();
+                        ticket = Some(new);
+                    }
                     Err(error) => {
                         tracing::debug!(n, "no token: {error:#}");
-                        tokio::time::sleep(pause(tries, Duration::ZERO)).await;
-                        tries += 1;
+                        tokio::time::sleep(pause(attempt, Duration::ZERO)).await;
+                        attempt += 1;
                     }
                 }
                 continue;
             };
-            let addresses = square.addresses(good);
-            let at = usize::try_from(tries).unwrap_or(0) % addresses.len().max(1);
-            let url = addresses.get(at).cloned().unwrap_or_default();
-            let round = tries / u32::try_from(addresses.len().max(1)).unwrap_or(1);
-            let wait = match square.join(&url, &good.token, self.stream, &self.eyes).await {
+            if round.is_empty() {
+                round = round_of(&url, &square.fallbacks(good), was_there);
+            }
+            let next = round.pop_front().unwrap_or_default();
+            let mut wait = Duration::ZERO;
+            match square.join(&next, &good.token, self.stream, &self.eyes).await {
                 Ok(session) => {
                     if was_there {
                         square.rejoins.fetch_add(1, Ordering::Relaxed);
                     }
+                    url = next;
                     let begun = Instant::now();
-                    let connected = self.stay(square, session, &good.token).await;
+                    let connected = self.stay(square, session, &good.token, &mut url).await;
                     was_there |= connected;
-                    // One that held begins with the first address again, soon.
-                    tries = if connected && begun.elapsed() > CONNECT / 2 { 0 } else { tries + 1 };
-                    Duration::ZERO
+                    if connected && begun.elapsed() > STABLE {
+                        attempt = 0;
+                    }
+                    tracing::debug!(n, url, "lost");
+                    round.clear();
                 }
                 Err(why) => {
-                    tracing::debug!(n, url, why = why.why, "no join");
+                    tracing::debug!(n, url = next, why = why.why, "no join");
                     if why.token {
                         ticket = None;
                     }
-                    tries += 1;
-                    why.wait
+                    wait = why.wait;
                 }
-            };
-            tokio::time::sleep(pause(round, wait)).await;
+            }
+            // The others of a round at once; a pause between rounds, and after a loss, so that those
+            // who lost the same router do not come as one.
+            if round.is_empty() {
+                tokio::time::sleep(pause(attempt, wait)).await;
+                attempt += 1;
+            }
         }
     }
 
-    /// Stays until the connection is dead; gives whether it ever was up.
-    async fn stay(&self, square: &Square, mut session: Session, token: &str) -> bool {
+    /// Stays until the connection is dead; gives whether it ever was up. `url` follows moves.
+    async fn stay(
+        &self,
+        square: &Square,
+        mut session: Session,
+        token: &str,
+        url: &mut String,
+    ) -> bool {
         let begun = Instant::now();
         let mut heart = Heart::new(&self.eyes);
+        // What an earlier router said is no news.
+        let _ = self.eyes.take_move();
         let mut beat = tokio::time::interval(HEARTBEAT);
+        let mut opened = false;
         let connected = loop {
             beat.tick().await;
             let diary = square.diaries.of(session.viewer);
@@ -287,30 +317,41 @@ impl Person {
             if diary.at(Milestone::ChannelOpen).is_none() {
                 continue;
             }
-            if let Some(url) = self.eyes.take_move() {
-                session = self.go(square, session, &url, token).await;
-                heart = Heart::new(&self.eyes);
+            if !std::mem::replace(&mut opened, true) {
+                // How long a pong takes is known from the beginning.
+                self.ping(square, &session).await;
+            }
+            if let Some(to) = self.eyes.take_move() {
+                let here = session.viewer;
+                session = self.go(square, session, &to, token).await;
+                if session.viewer != here {
+                    *url = to;
+                    heart = Heart::new(&self.eyes);
+                }
                 continue;
             }
             match heart.look(&self.eyes) {
                 Look::Fine => {}
                 Look::Dead => break connected,
-                Look::Ask => {
-                    let body = InputBody::Ping { t_ms: self.eyes.clock_ms(Instant::now()) };
-                    let mut ping = Vec::new();
-                    let written = InputMessage { seq: 0, lease_epoch: 0, body }.encode(&mut ping);
-                    let sent = written.is_ok() && square.swarm.input(session.viewer, ping).await
-                        .is_ok_and(|sent| sent.is_some());
-                    heart.asked += u32::from(sent);
-                }
+                Look::Ask => heart.asked += u32::from(self.ping(square, &session).await),
             }
         };
         square.leave(session).await;
         connected
     }
 
+    async fn ping(&self, square: &Square, session: &Session) -> bool {
+        let body = InputBody::Ping { t_ms: self.eyes.clock_ms(Instant::now()) };
+        let mut ping = Vec::new();
+        if (InputMessage { seq: 0, lease_epoch: 0, body }).encode(&mut ping).is_err() {
+            return false;
+        }
+        square.swarm.input(session.viewer, ping).await.is_ok_and(|sent| sent.is_some())
+    }
+
     /// Joins where the router says, then leaves here; stays when there is nothing to be seen there.
     async fn go(&self, square: &Square, here: Session, url: &str, token: &str) -> Session {
+        tokio::time::sleep(MOVE_SPREAD.mul_f64(rand::random())).await;
         let Ok(there) = square.join(url, token, self.stream, &self.eyes).await else { return here };
         let first = Milestone::FirstPicture;
         if square.diaries.wait(there.viewer, first, CONNECT).await.is_some() {
@@ -322,6 +363,18 @@ impl Person {
             here
         }
     }
+}
+
+/// The addresses of one round, each once. A first join goes where it was invited to; whoever lost a
+/// connection asks the others first, because its router is the one that is known to be in trouble.
+fn round_of(url: &str, fallbacks: &[String], lost: bool) -> VecDeque<String> {
+    let mut round: VecDeque<String> = fallbacks.iter().filter(|f| *f != url).cloned().collect();
+    if lost {
+        round.push_back(url.to_owned());
+    } else {
+        round.push_front(url.to_owned());
+    }
+    round
 }
 
 /// What a look at a connection says.
@@ -376,6 +429,13 @@ mod tests {
             assert!(pause <= ceiling && pause >= ceiling / 2, "{round}: {pause:?}");
         }
         assert_eq!(super::pause(0, Duration::from_secs(3)), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn whoever_lost_a_router_asks_the_others_first() {
+        let others = ["b".to_owned(), "a".to_owned(), "c".to_owned()];
+        assert_eq!(round_of("a", &others, false), ["a", "b", "c"]);
+        assert_eq!(round_of("a", &others, true), ["b", "c", "a"]);
     }
 
     #[test]

@@ -129,16 +129,18 @@ struct Ground<'a> {
 
 impl Town {
     pub(super) async fn start(args: &Args) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("fanlight-loadtest-").tempdir()?;
+        let temporary = tempfile::Builder::new().prefix("fanlight-loadtest-").tempdir()?;
+        let dir = args.keep.clone().unwrap_or_else(|| temporary.path().to_owned());
+        std::fs::create_dir_all(&dir).with_context(|| format!("{}", dir.display()))?;
         let executable = match &args.server_exe {
             Some(file) => file.clone(),
             None => std::env::current_exe().context("this executable's own path")?,
         };
-        let ca = Ca::load_or_create(&dir.path().join("pki"))?;
-        let ground = Ground { args, executable, dir: dir.path().to_owned(), ca };
+        let ca = Ca::load_or_create(&dir.join("pki"))?;
+        let ground = Ground { args, executable, dir: dir.clone(), ca };
         let (store, redis) = match args.store.as_str() {
             "redis://" => {
-                let redis = Redis::start(dir.path().join("redis"), &[]).await?;
+                let redis = Redis::start(dir.join("redis"), &[]).await?;
                 (redis.url(), Some(redis))
             }
             other => (other.to_owned(), None),
@@ -167,7 +169,7 @@ impl Town {
             let mine: Vec<(&str, SocketAddr)> = mine.map(|(name, at)| (name.as_str(), *at)).collect();
             workers.push(ground.worker(n + 1, &mine, &controls).await?);
         }
-        Ok(Self { redis, controls, routers, workers, names, streams, devices, _dir: dir })
+        Ok(Self { redis, controls, routers, workers, names, streams, devices, _dir: temporary })
     }
 
     /// The router of that name.

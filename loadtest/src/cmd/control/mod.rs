@@ -86,6 +86,8 @@ struct Phase {
     tally: Tally,
     /// Of one CPU, percent.
     server_cpu_percent: f64,
+    /// Time in which the control API could have run and had no CPU, percent, summed over its threads.
+    server_waited_percent: Option<f64>,
     store_cpu_percent: Option<f64>,
     client_cpu_percent: Option<f64>,
     /// Time in which the client could have run and had no CPU, percent.
@@ -186,6 +188,9 @@ async fn phase(
     let client = client.filter(|(_, since)| !since.is_zero());
     Ok(Phase {
         tally,
+        server_waited_percent: after
+            .threads_since(&before, "")
+            .map(|(_, waited)| percent(waited, elapsed)),
         server_cpu_percent: percent(after.cpu.saturating_sub(before.cpu), elapsed),
         store_cpu_percent: store.map(|(now, then)| percent(now.saturating_sub(then), elapsed)),
         client_cpu_percent: client.map(|((cpu, _), since)| percent(cpu, since)),
@@ -213,6 +218,7 @@ fn maximum(findings: &mut Findings, phase: &Phase) {
     let per_cpu_second = phase.cpu_us_per_call().map(|us| 1e6 / us);
     findings.measured("create_viewer_per_server_cpu_s", per_cpu_second);
     findings.set("create_viewer_server_cpu_percent", phase.server_cpu_percent.round());
+    findings.optional("create_viewer_server_waited_percent", phase.server_waited_percent);
     findings.optional("create_viewer_store_cpu_percent", phase.store_cpu_percent);
     findings.optional("create_viewer_client_cpu_percent", phase.client_cpu_percent);
     let ms = |q| phase.tally.times.quantile_ms(q);
