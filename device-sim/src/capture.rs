@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use crate::clip::Clip;
 use crate::device::{Device, State, unix_us};
 use crate::encode::{EncodeError, EncoderSettings, VideoEncoder};
+use crate::h264::Picture;
 use crate::input::lock;
 use crate::screen::strip::Stamp;
 use crate::screen::{Moment, RenderError, Renderer, ScreenModel};
@@ -77,6 +78,17 @@ pub enum Feed {
     Screen,
     /// A recorded clip in a loop.
     Clip(Clip),
+    /// Made by whoever runs the device, one for each tick.
+    Made(Arc<dyn Pictures>),
+}
+
+/// An encoder in the hands of whoever runs the device, who so knows of each picture when it leaves.
+pub trait Pictures: std::fmt::Debug + Send + Sync + 'static {
+    /// Width and height of all pictures.
+    fn size(&self) -> (u32, u32);
+    /// The next picture, at the bitrate that the client asked for. `key`: decoding must be able to
+    /// start with it. Called on the capture's thread.
+    fn next_picture(&self, bitrate_bps: u32, key: bool) -> Picture;
 }
 
 /// A running capture. Dropping it ends its thread.
@@ -232,6 +244,7 @@ impl Worker {
         let result = match self.feed.clone() {
             Feed::Screen => self.run_screen(),
             Feed::Clip(clip) => self.run_clip(&clip),
+            Feed::Made(made) => self.run_made(&*made),
         };
         if let Err(CaptureError::Failed(why)) = result {
             tracing::error!(error = %why, "the capture ended");
@@ -392,13 +405,29 @@ impl Worker {
             // The index is kept below the length, and a clip is never empty.
             let picture = &clip.pictures[self.clip_at % clip.pictures.len()];
             self.clip_at = (self.clip_at + 1) % clip.pictures.len();
-            if let Some(config) = &picture.config {
-                self.put(Packet::Config(config.clone()))?;
-            }
-            let pts_us = self.device.uptime_us(unix_us());
-            let data = picture.data.clone();
-            self.put(Packet::Picture { pts_us, key: picture.key, data })?;
+            self.put_picture(picture.clone())?;
         }
+    }
+
+    fn run_made(&mut self, made: &dyn Pictures) -> Result<(), CaptureError> {
+        loop {
+            if !self.wait_tick() {
+                return Ok(());
+            }
+            let begin = self.orders.reset.swap(false, Ordering::AcqRel) || self.session_unannounced();
+            if begin {
+                self.announce(made.size(), false)?;
+            }
+            self.put_picture(made.next_picture(self.options.bitrate_bps, begin))?;
+        }
+    }
+
+    fn put_picture(&self, picture: Picture) -> Result<(), CaptureError> {
+        if let Some(config) = picture.config {
+            self.put(Packet::Config(config))?;
+        }
+        let pts_us = self.device.uptime_us(unix_us());
+        self.put(Packet::Picture { pts_us, key: picture.key, data: picture.data })
     }
 
     fn session_unannounced(&self) -> bool {

@@ -71,10 +71,15 @@ pub enum StartError {
 impl Simulator {
     /// Starts a device.
     pub async fn start(config: SimConfig) -> Result<Self, StartError> {
+        let feed = load_feed(&config).await?;
+        Self::start_with(config, feed).await
+    }
+
+    /// Starts a device that shows what `feed` gives, whatever the configuration says of it.
+    pub async fn start_with(config: SimConfig, feed: Feed) -> Result<Self, StartError> {
         if let Some((key, problem)) = config.validate().into_iter().next() {
             return Err(StartError::Config { key, problem });
         }
-        let feed = load_feed(&config).await?;
         let inputs = InputLog::new(config.input_log.as_deref()).map_err(|source| {
             let path =
                 config.input_log.as_ref().map_or_else(String::new, |p| p.display().to_string());

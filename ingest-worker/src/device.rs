@@ -23,7 +23,7 @@ use crate::{
     config::DeviceConfig,
     life::{Action, Event, Life},
     reach,
-    shared::Shared,
+    shared::{Command, Shared, Sink},
     source::{self, SourceError},
     uplink::{Host as _, PublishSpec, Published, RouterKey, Uplinks, publish},
 };
@@ -59,13 +59,22 @@ pub struct DeviceContext {
     pub end: CancellationToken,
 }
 
+/// A capture's task, its number, and the bitrate that was asked of it.
+struct Running {
+    number: u64,
+    bitrate_bps: u64,
+    task: AbortOnDropHandle<SourceError>,
+}
+
 struct Device {
     context: DeviceContext,
     life: Life,
     adb: Option<AdbDevice>,
     connecting: Option<BoxFuture<'static, Result<AdbDevice, String>>>,
     gone: Option<BoxFuture<'static, String>>,
-    capture: Option<AbortOnDropHandle<SourceError>>,
+    capture: Option<Running>,
+    /// A second capture, at another bitrate, until it takes over.
+    heir: Option<Running>,
     publishes: HashMap<Wanted, AbortOnDropHandle<()>>,
     online: bool,
 }
@@ -79,6 +88,7 @@ pub async fn run(context: DeviceContext) {
         connecting: None,
         gone: None,
         capture: None,
+        heir: None,
         publishes: HashMap::new(),
         online: false,
     };
@@ -109,7 +119,9 @@ impl Device {
                 () = self.context.shared.keyframe_asked() => {}
                 connected = maybe(&mut self.connecting) => self.connected(connected),
                 reason = maybe(&mut self.gone) => self.lost(reason),
+                () = self.context.shared.turned() => self.turned(),
                 ended = joined(&mut self.capture) => self.capture_ended(&ended),
+                ended = joined(&mut self.heir) => self.heir_ended(&ended),
                 Ok(()) = self.context.wanted.changed() => self.reconcile(),
                 Ok(()) = feed.changed() => {
                     if feed.borrow_and_update().live {
@@ -179,10 +191,20 @@ impl Device {
     }
 
     fn start_capture(&mut self) {
-        // Life starts a capture only while ADB is up.
-        let Some(device) = self.adb.clone() else { return };
         let (sink, commands) = self.context.shared.start_capture();
-        let config = self.context.config.clone();
+        self.capture = self.spawn_source(sink, commands);
+    }
+
+    fn spawn_source(
+        &self,
+        sink: Sink,
+        commands: tokio::sync::mpsc::Receiver<Command>,
+    ) -> Option<Running> {
+        // Life starts a capture only while ADB is up.
+        let device = self.adb.clone()?;
+        let bitrate_bps = self.context.shared.bitrate_bps();
+        let config = DeviceConfig { bitrate_bps, ..self.context.config.clone() };
+        let number = sink.number();
         let label = source::label(config.source);
         metrics::counter!("fanlight_ingest_captures_opened_total", "source" => label).increment(1);
         let task: JoinHandle<SourceError> = tokio::spawn(async move {
@@ -192,21 +214,63 @@ impl Device {
             });
             source::run(&config, &device, sink, commands).await
         });
-        self.capture = Some(AbortOnDropHandle::new(task));
+        Some(Running { number, bitrate_bps, task: AbortOnDropHandle::new(task) })
+    }
+
+    /// The heir took over, or another bitrate is to be asked for: then a second capture starts.
+    fn turned(&mut self) {
+        self.adopt();
+        let Some(capture) = &self.capture else { return };
+        let asked = self.context.shared.bitrate_bps();
+        let newest = self.heir.as_ref().map_or(capture.bitrate_bps, |heir| heir.bitrate_bps);
+        if asked == newest {
+            return;
+        }
+        tracing::info!(
+            device = %self.context.config.device, from = newest, to = asked,
+            "another bitrate is asked of the device"
+        );
+        metrics::counter!("fanlight_ingest_bitrate_changes_total").increment(1);
+        let (sink, commands) = self.context.shared.start_heir();
+        // An heir that is not needed any more ends with its queue.
+        wind_down(self.heir.take());
+        self.heir = self.spawn_source(sink, commands);
+    }
+
+    /// Makes the heir the capture if it took over.
+    fn adopt(&mut self) {
+        let shared = &self.context.shared;
+        if let Some(heir) = self.heir.take_if(|heir| shared.is_running(heir.number)) {
+            wind_down(self.capture.replace(heir));
+        }
+    }
+
+    fn heir_ended(&mut self, error: &SourceError) {
+        let Some(heir) = self.heir.take() else { return };
+        if self.context.shared.is_running(heir.number) {
+            // It took over and ended before we heard of either.
+            wind_down(self.capture.take());
+            return self.capture_ended(error);
+        }
+        let reason = reach::one_line(error);
+        tracing::warn!(device = %self.context.config.device, "second capture ended: {reason}");
     }
 
     /// Ends the source without waiting here; the handle says when it has ended.
     fn stop_capture(&mut self) -> Option<JoinHandle<()>> {
         self.context.shared.stop_capture();
-        let mut task = self.capture.take()?;
-        Some(tokio::spawn(async move {
-            // Beyond the limit the task is aborted by its handle.
-            let _ = tokio::time::timeout(STOP_TIMEOUT, &mut task).await;
-        }))
+        wind_down(self.heir.take());
+        wind_down(self.capture.take())
     }
 
     fn capture_ended(&mut self, error: &SourceError) {
         self.capture = None;
+        // What ended may be the one that the heir has followed already.
+        self.adopt();
+        if self.capture.is_some() {
+            return;
+        }
+        wind_down(self.heir.take());
         self.context.shared.stop_capture();
         let reason = reach::one_line(error);
         tracing::warn!(device = %self.context.config.device, "capture ended: {reason}");
@@ -257,6 +321,15 @@ impl Device {
     }
 }
 
+/// Gives a source whose queue has ended time to lift fingers and close its sockets. Beyond the
+/// limit the task is aborted by its handle.
+fn wind_down(running: Option<Running>) -> Option<JoinHandle<()>> {
+    let mut running = running?;
+    Some(tokio::spawn(async move {
+        let _ = tokio::time::timeout(STOP_TIMEOUT, &mut running.task).await;
+    }))
+}
+
 struct OnDrop<F: FnMut()>(F);
 
 impl<F: FnMut()> Drop for OnDrop<F> {
@@ -277,9 +350,9 @@ async fn maybe<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
     }
 }
 
-async fn joined(slot: &mut Option<AbortOnDropHandle<SourceError>>) -> SourceError {
+async fn joined(slot: &mut Option<Running>) -> SourceError {
     match slot {
-        Some(task) => match task.await {
+        Some(running) => match (&mut running.task).await {
             Ok(error) => error,
             Err(error) => SourceError::Nonsense(format!("the source panicked: {error}")),
         },

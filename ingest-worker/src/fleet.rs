@@ -298,7 +298,7 @@ mod tests {
 
     fn fleet() -> (Fleet, watch::Receiver<Vec<Wanted>>) {
         let (sender, receiver) = watch::channel(Vec::new());
-        let shared = Arc::new(Shared::new("pixel".into()));
+        let shared = Arc::new(Shared::new("pixel".into(), 4_000_000));
         let member = Member::new(DeviceConfig::default(), sender, shared);
         let members = HashMap::from([("pixel".to_owned(), member)]);
         (Fleet::new(members, Board::default(), Drain::new()), receiver)

@@ -29,6 +29,7 @@ pub mod rate;
 pub mod reach;
 pub mod shared;
 pub mod source;
+pub mod thrift;
 pub mod uplink;
 pub mod worker;
 

@@ -21,6 +21,10 @@ pub const METRICS: &[MetricDoc] = &[
         "Captures started; label `source`.",
     ),
     MetricDoc::counter("fanlight_ingest_captures_closed_total", "Captures ended; label `source`."),
+    MetricDoc::counter(
+        "fanlight_ingest_bitrate_changes_total",
+        "Times that a device was asked for another bitrate, because of its uplink.",
+    ),
     MetricDoc::counter("fanlight_ingest_pictures_total", "Access units taken from devices."),
     MetricDoc::counter(
         "fanlight_ingest_pictures_dropped_total",

@@ -9,6 +9,15 @@ use std::{
 
 /// A frame this long unacknowledged (above one round trip) is stale.
 pub const STALE_AFTER: Duration = Duration::from_millis(400);
+/// A frame this long unacknowledged (above the path's own round trip) is late: the source sends more
+/// than the path carries, or it carried a large keyframe.
+pub const LATE_AFTER: Duration = Duration::from_millis(120);
+/// How often the uplink is looked at.
+pub const LOOK: Duration = Duration::from_millis(250);
+/// Looks that must find it late in a row; a keyframe alone makes one of them late.
+const LATE_LOOKS: u32 = 2;
+/// Looks over which what was delivered is counted: one second.
+const DELIVERED_LOOKS: usize = 4;
 /// Frames in flight at most: 10 s at 60 per second, which staleness ends long before.
 pub const MAX_IN_FLIGHT: usize = 600;
 
@@ -19,6 +28,20 @@ pub enum Verdict {
     Send,
     /// Drop it: a keyframe is waited for.
     Drop,
+}
+
+/// How the uplink does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uplink {
+    /// It keeps up.
+    Calm,
+    /// Not clear.
+    Busy,
+    /// It has been behind for a while, and delivers this much.
+    Behind {
+        /// Bits per second that were acknowledged over the last second.
+        delivered_bps: u64,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +56,12 @@ struct InFlight {
 pub struct RateRule {
     in_flight: VecDeque<InFlight>,
     need_key: bool,
+    least_rtt: Option<Duration>,
+    late_looks: u32,
+    gave_up: bool,
+    /// Bytes acknowledged since the last look, and between the looks before it.
+    acknowledged: usize,
+    delivered: VecDeque<usize>,
 }
 
 impl RateRule {
@@ -51,7 +80,53 @@ impl RateRule {
 
     /// Frame `id` was acknowledged whole, or refused by the peer.
     pub fn done(&mut self, id: u64) {
+        self.acknowledged +=
+            self.in_flight.iter().filter(|f| f.id == id).map(|f| f.bytes).sum::<usize>();
         self.in_flight.retain(|f| f.id != id);
+    }
+
+    /// How the uplink does; asked every [`LOOK`].
+    pub fn look(&mut self, now: Instant, rtt: Duration) -> Uplink {
+        self.note_rtt(rtt);
+        self.delivered.push_back(std::mem::take(&mut self.acknowledged));
+        if self.delivered.len() > DELIVERED_LOOKS {
+            self.delivered.pop_front();
+        }
+        let gave_up = std::mem::take(&mut self.gave_up);
+        if !self.is_late(now) && !gave_up {
+            self.late_looks = 0;
+            let calm = self.unacked_age(now) < self.late_after() / 2;
+            return if calm { Uplink::Calm } else { Uplink::Busy };
+        }
+        self.late_looks += 1;
+        let second = self.delivered.len() == DELIVERED_LOOKS;
+        if !gave_up && (self.late_looks < LATE_LOOKS || !second) {
+            return Uplink::Busy;
+        }
+        let bits = 8 * self.delivered.iter().sum::<usize>() as u64;
+        let looks = self.delivered.len().max(1) as u64;
+        Uplink::Behind { delivered_bps: bits * 1_000 / (looks * LOOK.as_millis() as u64) }
+    }
+
+    fn note_rtt(&mut self, rtt: Duration) {
+        self.least_rtt = Some(self.least_rtt.map_or(rtt, |least| least.min(rtt)));
+    }
+
+    fn late_after(&self) -> Duration {
+        LATE_AFTER + self.least_rtt.unwrap_or_default()
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.unacked_age(now) > self.late_after()
+    }
+
+    /// A keyframe is about to be sent: if the path is late, what is in flight only stands in its
+    /// way. It is returned, to be cancelled.
+    pub fn superseded(&mut self, now: Instant) -> Vec<u64> {
+        if !self.is_late(now) {
+            return Vec::new();
+        }
+        self.in_flight.drain(..).map(|f| f.id).collect()
     }
 
     /// Whether the peer is too far behind. If so, all frames in flight must be reset: they are
@@ -63,6 +138,7 @@ impl RateRule {
             .is_some_and(|f| now.saturating_duration_since(f.sent) > STALE_AFTER + rtt);
         if late || self.in_flight.len() > MAX_IN_FLIGHT {
             self.need_key = true;
+            self.gave_up = true;
             return self.in_flight.drain(..).map(|f| f.id).collect();
         }
         Vec::new()
@@ -129,6 +205,60 @@ mod tests {
         assert_eq!(r.judge(true), Verdict::Send);
         assert_eq!(r.judge(false), Verdict::Send);
         assert_eq!(r.next_check(RTT), None);
+    }
+
+    /// A source of 60 frames a second and `frame` bytes over a line of `line` bytes a second; what
+    /// each look found.
+    fn looks(frame: usize, line: usize, seconds: u64) -> Vec<Uplink> {
+        let mut r = RateRule::default();
+        let start = Instant::now();
+        let (mut sent, mut acked, mut free_at) = (0, 0, start);
+        let mut arrivals = VecDeque::new();
+        let mut found = Vec::new();
+        for ms in 0..seconds * 1_000 {
+            let now = start + Duration::from_millis(ms);
+            if ms % 17 == 0 {
+                r.sent(now, sent, frame);
+                let takes = Duration::from_secs_f64(frame as f64 / line as f64);
+                free_at = free_at.max(now) + takes;
+                arrivals.push_back(free_at + RTT);
+                sent += 1;
+            }
+            while arrivals.front().is_some_and(|at| *at <= now) {
+                arrivals.pop_front();
+                r.done(acked);
+                acked += 1;
+            }
+            if ms % 250 == 249 {
+                found.push(r.look(now, RTT));
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_line_that_carries_all_is_calm() {
+        assert!(looks(8_000, 1_000_000, 5).iter().all(|l| *l == Uplink::Calm));
+    }
+
+    #[test]
+    fn a_line_that_carries_less_is_found_out_with_what_it_carries() {
+        let found = looks(8_000, 375_000, 3);
+        let first = found.iter().position(|l| matches!(l, Uplink::Behind { .. })).unwrap();
+        assert!((2..6).contains(&first), "{found:?}");
+        let Uplink::Behind { delivered_bps } = found[first + 1] else { panic!("{found:?}") };
+        assert!((2_700_000..=3_300_000).contains(&delivered_bps), "{delivered_bps}");
+    }
+
+    #[test]
+    fn a_keyframe_takes_the_place_of_what_is_late_and_only_then() {
+        let mut r = RateRule::default();
+        let start = Instant::now();
+        r.sent(start, 0, 10);
+        r.sent(start, 1, 10);
+        assert!(r.superseded(start + LATE_AFTER).is_empty());
+        assert_eq!(r.superseded(start + LATE_AFTER + RTT), [0, 1]);
+        assert_eq!(r.unacked_bytes(), 0);
     }
 
     #[test]

@@ -2,11 +2,17 @@
 //! the uplink's readers and from the source; never waits. Not the life of the device (`device.rs`).
 //! Invariant: a source that was stopped can change nothing any more, because every call of a
 //! [`Sink`] is checked against the running capture's number.
+//!
+//! A capture may have an heir: a second source, at another bitrate, which takes over with its first
+//! keyframe. Until then the running one goes on, so that nobody sees the change.
 
 use std::{sync::Arc, time::Instant};
 
-use fanlight_wire::input::{
-    CLIPBOARD_TO_VIEWER_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
+use fanlight_wire::{
+    h264::AccessUnitInfo,
+    input::{
+        CLIPBOARD_TO_VIEWER_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
+    },
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
@@ -17,11 +23,16 @@ use crate::{
     hygiene::{Arrival, Dropped, Hygiene},
     inject::{Op, Press, scrcpy::cut_at_char},
     keyframe::KeyframePolicy,
+    rate::Uplink,
+    thrift::Thrift,
     uplink::Host,
 };
 
 /// Ops waiting for the device. Half of it is kept free for what must not be lost.
 pub const COMMAND_QUEUE: usize = 256;
+
+/// Parameter sets of an heir that are kept; real ones have some tens of bytes.
+const MAX_PARAMETERS: usize = 64 * 1024;
 
 /// What a source is asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +52,9 @@ pub struct Shared {
     input: Mutex<Input>,
     keyframes: Mutex<KeyframePolicy>,
     keyframe_asked: Notify,
+    thrift: Mutex<Thrift>,
+    /// Another bitrate is to be asked for, or the heir took over.
+    turn: Notify,
     /// The last clipboard the device told, encoded for viewers. The server tells changes only and
     /// does not answer a plain question.
     clipboard: Mutex<Option<Vec<u8>>>,
@@ -48,9 +62,30 @@ pub struct Shared {
 
 #[derive(Debug)]
 struct Capture {
-    /// Grows with each start and each stop.
+    /// The running capture's, or of none.
     number: u64,
+    /// The last that was given out; grows with each start and each stop.
+    last: u64,
     hygiene: Hygiene,
+    heir: Option<Heir>,
+}
+
+impl Capture {
+    /// A number that nobody had.
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.last
+    }
+}
+
+/// A source that waits for its first keyframe.
+#[derive(Debug)]
+struct Heir {
+    number: u64,
+    size: Option<(u32, u32)>,
+    /// Parameter sets, the newest ones.
+    parameters: Vec<u8>,
+    commands: mpsc::Sender<Command>,
 }
 
 #[derive(Debug, Default)]
@@ -60,16 +95,18 @@ struct Input {
 }
 
 impl Shared {
-    /// For a device that was just configured.
-    pub fn new(name: String) -> Self {
+    /// For a device that was just configured, for this bitrate.
+    pub fn new(name: String, bitrate_bps: u64) -> Self {
         let hygiene = Hygiene::new(Instant::now());
         Self {
             name,
             feed: Feed::default(),
-            capture: Mutex::new(Capture { number: 0, hygiene }),
+            capture: Mutex::new(Capture { number: 0, last: 0, hygiene, heir: None }),
             input: Mutex::default(),
             keyframes: Mutex::default(),
             keyframe_asked: Notify::new(),
+            thrift: Mutex::new(Thrift::new(bitrate_bps)),
+            turn: Notify::new(),
             clipboard: Mutex::default(),
         }
     }
@@ -84,7 +121,8 @@ impl Shared {
         let (sender, receiver) = mpsc::channel(COMMAND_QUEUE);
         let number = {
             let mut capture = self.capture.lock();
-            capture.number += 1;
+            capture.number = capture.next();
+            capture.heir = None;
             capture.hygiene.restart();
             capture.number
         };
@@ -95,10 +133,56 @@ impl Shared {
         (Sink { shared: Arc::clone(self), number }, receiver)
     }
 
-    /// The capture ended or is to end. Fingers are lifted first; the source ends when it has read
-    /// its queue to the end.
+    /// A second capture starts, which takes over with its first keyframe.
+    pub fn start_heir(self: &Arc<Self>) -> (Sink, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let mut capture = self.capture.lock();
+        let number = capture.next();
+        capture.heir = Some(Heir { number, size: None, parameters: Vec::new(), commands });
+        (Sink { shared: Arc::clone(self), number }, receiver)
+    }
+
+    /// Whether the running capture is this sink's, or none is.
+    pub fn is_running(&self, number: u64) -> bool {
+        self.capture.lock().number == number
+    }
+
+    /// Bitrate to ask of a source.
+    pub fn bitrate_bps(&self) -> u64 {
+        self.thrift.lock().asked_bps()
+    }
+
+    /// Ends when another bitrate is to be asked for, or an heir took over.
+    pub async fn turned(&self) {
+        self.turn.notified().await;
+    }
+
+    /// The heir becomes the capture, at its first keyframe. Fingers are lifted where they were put
+    /// down; the old source ends when it has read its queue to the end.
+    fn succeed(&self, capture: &mut Capture) {
+        let Some(heir) = capture.heir.take() else { return };
+        capture.number = heir.number;
+        capture.hygiene.restart();
+        if let Some((width, height)) = heir.size {
+            capture.hygiene.declared_size(width, height);
+        }
+        capture.hygiene.parameter_sets(&heir.parameters);
+        let mut input = self.input.lock();
+        let mut ops = Vec::new();
+        input.fence.release(None, &mut ops);
+        submit(&mut input.commands, ops);
+        input.commands = Some(heir.commands);
+        self.turn.notify_one();
+    }
+
+    /// The capture ended or is to end, and its heir with it. Fingers are lifted first; the source
+    /// ends when it has read its queue to the end.
     pub fn stop_capture(&self) {
-        self.capture.lock().number += 1;
+        {
+            let mut capture = self.capture.lock();
+            capture.number = capture.next();
+            capture.heir = None;
+        }
         {
             let mut input = self.input.lock();
             let mut ops = Vec::new();
@@ -177,6 +261,19 @@ impl Host for Shared {
         submit(&mut input.commands, ops);
     }
 
+    fn uplink(&self, state: Uplink) {
+        let now = Instant::now();
+        let mut thrift = self.thrift.lock();
+        let changed = match state {
+            Uplink::Calm => thrift.calm(now),
+            Uplink::Busy => false,
+            Uplink::Behind { delivered_bps } => thrift.behind(now, delivered_bps),
+        };
+        if changed {
+            self.turn.notify_one();
+        }
+    }
+
     fn keyframe(&self) {
         metrics::counter!("fanlight_ingest_keyframe_requests_total").increment(1);
         self.keyframes.lock().request(Instant::now());
@@ -221,12 +318,24 @@ impl Sink {
         &self.shared.name
     }
 
+    /// Number of the capture.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
     /// The source told the picture's size.
     pub fn declared_size(&self, width: u32, height: u32) {
         let mut capture = self.shared.capture.lock();
         if capture.number == self.number {
             capture.hygiene.declared_size(width, height);
+        } else if let Some(heir) = self.heir(&mut capture) {
+            heir.size = Some((width, height));
         }
+    }
+
+    /// This sink's source as the heir, if it is.
+    fn heir<'a>(&self, capture: &'a mut Capture) -> Option<&'a mut Heir> {
+        capture.heir.as_mut().filter(|heir| heir.number == self.number)
     }
 
     /// The source starts another stream (its encoder was restarted, or a new process took over).
@@ -242,12 +351,21 @@ impl Sink {
         let mut capture = self.shared.capture.lock();
         if capture.number == self.number {
             capture.hygiene.parameter_sets(annex_b);
+        } else if let Some(heir) = self.heir(&mut capture)
+            && annex_b.len() <= MAX_PARAMETERS
+        {
+            heir.parameters = annex_b.to_vec();
         }
     }
 
     /// One access unit.
     pub fn picture(&self, arrival: Arrival, pts_us: u64, access_unit: &[u8]) {
         let mut capture = self.shared.capture.lock();
+        if self.heir(&mut capture).is_some()
+            && AccessUnitInfo::inspect(access_unit).is_ok_and(|info| info.key)
+        {
+            self.shared.succeed(&mut capture);
+        }
         if capture.number != self.number {
             return;
         }
@@ -295,9 +413,10 @@ mod tests {
     const SPS: &[u8] = &[0, 0, 0, 1, 0x67, 0x42, 0xc0, 0x0a, 0xf4, 0xfb, 0x40];
     const PPS: &[u8] = &[0, 0, 0, 1, 0x68, 0xce, 0x3c, 0x80];
     const IDR: &[u8] = &[0, 0, 0, 1, 0x65, 0x88, 0x84, 1];
+    const P: &[u8] = &[0, 0, 0, 1, 0x41, 0x9a, 2];
 
     fn running() -> (Arc<Shared>, Sink, mpsc::Receiver<Command>) {
-        let shared = Arc::new(Shared::new("pixel".into()));
+        let shared = Arc::new(Shared::new("pixel".into(), 4_000_000));
         let (sink, commands) = shared.start_capture();
         sink.declared_size(720, 1280);
         sink.picture(Arrival::now(), 0, &[SPS, PPS, IDR].concat());
@@ -338,6 +457,40 @@ mod tests {
         shared.stop_capture();
         old.picture(Arrival::now(), 1, &[SPS, PPS, IDR].concat());
         assert!(!shared.feed.state().borrow().live);
+    }
+
+    #[test]
+    fn an_heir_takes_over_with_its_first_keyframe_and_fingers_are_lifted_where_they_are() {
+        let (shared, old, mut old_commands) = running();
+        let mut frames = shared.feed.subscribe().frames;
+        touch(&shared, TouchAction::Down);
+        let (heir, mut new_commands) = shared.start_heir();
+        heir.declared_size(720, 1280);
+        heir.parameter_sets(&[SPS, PPS].concat());
+        heir.picture(Arrival::now(), 0, P);
+        assert!(frames.try_recv().is_err(), "nothing of it before its keyframe");
+        old.picture(Arrival::now(), 16_000, P);
+        assert!(!frames.try_recv().unwrap().key, "the old one goes on until then");
+        heir.picture(Arrival::now(), 33_000, IDR);
+        assert!(frames.try_recv().unwrap().key);
+        old.picture(Arrival::now(), 33_000, P);
+        assert!(frames.try_recv().is_err(), "nothing of the old one any more");
+        assert!(shared.feed.state().borrow().live, "viewers saw no end");
+        assert_eq!(presses(&mut old_commands), [Press::Down, Press::Up]);
+        assert!(matches!(old_commands.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
+        touch(&shared, TouchAction::Down);
+        assert_eq!(presses(&mut new_commands), [Press::Down]);
+        assert!(shared.is_running(heir.number()) && !shared.is_running(old.number()));
+    }
+
+    #[test]
+    fn an_heir_goes_with_the_capture_that_is_stopped() {
+        let (shared, _old, _commands) = running();
+        let (heir, mut commands) = shared.start_heir();
+        shared.stop_capture();
+        heir.picture(Arrival::now(), 0, &[SPS, PPS, IDR].concat());
+        assert!(!shared.feed.state().borrow().live);
+        assert!(matches!(commands.try_recv(), Err(mpsc::error::TryRecvError::Disconnected)));
     }
 
     #[test]

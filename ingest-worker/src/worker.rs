@@ -109,7 +109,7 @@ impl Worker {
         let mut members = HashMap::new();
         for device in &config.devices {
             let (sender, wanted) = watch::channel(Vec::new());
-            let shared = Arc::new(Shared::new(device.device.clone()));
+            let shared = Arc::new(Shared::new(device.device.clone(), device.bitrate_bps));
             board.device(&device.device, Err("not reached yet"));
             let context = DeviceContext {
                 config: device.clone(),

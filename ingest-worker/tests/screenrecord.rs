@@ -19,7 +19,7 @@ async fn a_replaced_recording_leaves_no_gap_and_goes_on_with_a_keyframe() {
     let connection =
         AdbConnection::connect(sim.adb_addr(), ConnectOptions::default()).await.unwrap();
     let device = AdbDevice::from(connection);
-    let shared = Arc::new(Shared::new("pixel".into()));
+    let shared = Arc::new(Shared::new("pixel".into(), 4_000_000));
     let (sink, commands) = shared.start_capture();
     let mut frames = shared.feed().subscribe().frames;
     let running = tokio::spawn(async move {

@@ -46,6 +46,11 @@ impl Times {
         Some(self.quantile_us(q)? / 1_000.0)
     }
 
+    /// How many are at most this long.
+    pub fn within(&self, time: Duration) -> u64 {
+        self.0.count_between(0, u64::try_from(time.as_micros()).unwrap_or(MAX_US))
+    }
+
     /// Greatest, in microseconds.
     pub fn max_us(&self) -> Option<f64> {
         (!self.0.is_empty()).then(|| self.0.max() as f64)

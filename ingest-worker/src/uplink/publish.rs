@@ -32,7 +32,7 @@ use crate::{
     backoff::Backoff,
     feed::{Feed, FeedState},
     frame::{CLOCK_RATE_HZ, Frame},
-    rate::{RateRule, STALE_AFTER, Verdict},
+    rate::{LOOK, RateRule, STALE_AFTER, Verdict},
 };
 
 /// How long a router may take to answer a publish.
@@ -83,6 +83,8 @@ pub trait Host: Send + Sync + 'static {
     fn lost(&self);
     /// Somebody needs a keyframe.
     fn keyframe(&self);
+    /// How the uplink does, every quarter of a second.
+    fn uplink(&self, state: crate::rate::Uplink);
 }
 
 enum Ended {
@@ -276,6 +278,8 @@ async fn stream<H: Host>(
     let connection = sender.link.connection().clone();
     let mut every_second = tokio::time::interval(Duration::from_secs(1));
     every_second.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looks = tokio::time::interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if sender.rate.needs_key() && !std::mem::replace(&mut sender.asked_key, true) {
             host.keyframe();
@@ -311,6 +315,10 @@ async fn stream<H: Host>(
             }
             () = tokio::time::sleep_until(check) => sender.reset_if_stale(),
             _ = every_second.tick() => sender.report(),
+            _ = looks.tick() => {
+                let rtt = connection.rtt();
+                host.uplink(sender.rate.look(std::time::Instant::now(), rtt));
+            }
             () = source_ended(feed) => return Ended::Again,
             _ = connection.closed() => return Ended::Again,
         }
@@ -371,6 +379,8 @@ impl Sender {
         }
         if frame.key {
             self.asked_key = false;
+            let late = self.rate.superseded(std::time::Instant::now());
+            self.cancel(late);
         }
         let mut buffer = std::mem::take(&mut self.buffer);
         self.encode(frame, &mut buffer);
@@ -447,7 +457,11 @@ impl Sender {
             return;
         }
         tracing::debug!(frames = stale.len(), "uplink is behind; frames cancelled");
-        for id in stale {
+        self.cancel(stale);
+    }
+
+    fn cancel(&mut self, frames: Vec<u64>) {
+        for id in frames {
             if let Some(mut stream) = self.streams.remove(&id)
                 && stream.reset(code(error_code::FRAME_CANCELLED)).is_ok()
             {

@@ -8,6 +8,7 @@ mod churn;
 mod clicks;
 mod control;
 mod fanout;
+mod hop;
 mod join;
 mod loss;
 mod relay;
@@ -42,6 +43,8 @@ enum Command {
     Join(join::Args),
     /// Bad networks: who is behind them, and who is not
     Loss(loss::Args),
+    /// A bad line between a device host and its router
+    Hop(hop::Args),
     /// People who come and go while others watch
     Churn(churn::Args),
     /// A long churn, and what grows in it
@@ -111,7 +114,7 @@ impl Command {
             Self::Churn(args) | Self::Soak(args) => Some(&mut args.lab),
             Self::Clicks(args) => Some(&mut args.lab),
             Self::Abuse(args) => Some(&mut args.lab),
-            Self::Control(_) | Self::Chaos(_) | Self::Relay(_) => None,
+            Self::Control(_) | Self::Chaos(_) | Self::Hop(_) | Self::Relay(_) => None,
         }
     }
 }
@@ -120,6 +123,7 @@ async fn experiment(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Fanout(args) => fanout::run(&args).await?.publish(&args.output),
         Command::Join(args) => join::run(&args).await?.publish(&args.output),
+        Command::Hop(args) => hop::run(&args).await?.publish(&args.output),
         Command::Loss(args) => loss::run(&args).await?.publish(&args.output),
         Command::Churn(args) => churn::run(&args, "churn", 60).await?.publish(&args.output),
         Command::Soak(args) => churn::run(&args, "soak", 1_800).await?.publish(&args.output),

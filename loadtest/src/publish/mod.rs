@@ -1,9 +1,10 @@
 //! The publishing side: an ingest worker as the router and the control API see it, with made-up
-//! devices. Not the router and not the real worker: this is written from WIRE.md and the proto
-//! files. Invariant: a picture stands in its [`Ledger`] before it leaves.
+//! devices, or a made-up phone for the real worker. Not the router; and the worker here is written
+//! from WIRE.md and the proto files. Invariant: a picture stands in its [`Ledger`] before it leaves.
 
 mod hop;
 mod pace;
+mod phone;
 mod worker;
 
 use std::{net::SocketAddr, sync::Arc, time::Instant};
@@ -14,6 +15,7 @@ use crate::{ledger::Ledger, stats::Times};
 
 pub use hop::{Hop, HopError};
 pub use pace::{Pace, Plan};
+pub use phone::Phone;
 pub use worker::{Worker, WorkerConfig};
 
 /// One input message as it reached the device's side.

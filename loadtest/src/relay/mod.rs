@@ -9,4 +9,4 @@ mod udp;
 
 pub use link::{Impairment, Link, LinkCounts};
 pub use proxy::{Proxy, ProxyConfig};
-pub use udp::{PathCounts, Relay};
+pub use udp::{Aim, PathCounts, Relay};

@@ -44,6 +44,7 @@ struct Path {
 
 enum Command {
     Open(Box<Path>),
+    Aim { front: SocketAddr, target: SocketAddr },
     Change { up: Impairment, down: Impairment },
     Stop,
 }
@@ -110,6 +111,21 @@ impl Relay {
     /// # Errors
     /// No socket, or too many paths.
     pub fn open(&self, target: SocketAddr) -> io::Result<SocketAddr> {
+        self.open_path(target)
+    }
+
+    /// Opens a path whose end is not known yet: what comes goes nowhere until the returned
+    /// [`Aim`] is used.
+    ///
+    /// # Errors
+    /// No socket, or too many paths.
+    pub fn open_ahead(&self) -> io::Result<(SocketAddr, Aim)> {
+        // Nothing is sent to port 0, and nothing comes from it.
+        let at = self.open_path(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))?;
+        Ok((at, Aim { relay: self.clone(), front: at }))
+    }
+
+    fn open_path(&self, target: SocketAddr) -> io::Result<SocketAddr> {
         let shared = &self.0.shared;
         let n = {
             let mut opened = shared.opened.lock();
@@ -148,6 +164,22 @@ impl Relay {
     /// What went over each path, at most 200 ms ago.
     pub fn counts(&self) -> Vec<PathCounts> {
         self.0.shared.counts.lock().clone()
+    }
+}
+
+/// The end of a path that was opened ahead.
+#[derive(Debug)]
+pub struct Aim {
+    relay: Relay,
+    front: SocketAddr,
+}
+
+impl Aim {
+    /// From now on the path leads to this address.
+    pub fn at(&self, target: SocketAddr) {
+        let shared = &self.relay.0.shared;
+        let _ = shared.commands.send(Command::Aim { front: self.front, target });
+        let _ = shared.waker.wake();
     }
 }
 
@@ -216,6 +248,12 @@ impl Run {
                         tracing::error!(%error, "a path cannot be watched");
                     }
                     self.paths.push(*path);
+                }
+                Command::Aim { front, target } => {
+                    let is = |p: &&mut Path| p.front.local_addr().is_ok_and(|at| at == front);
+                    if let Some(path) = self.paths.iter_mut().find(is) {
+                        path.target = target;
+                    }
                 }
                 Command::Change { up, down } => {
                     for path in &mut self.paths {

@@ -11,6 +11,7 @@ mod redis;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
+use fanlight_device_sim::{ScrcpyVersion, placeholder_jar};
 use fanlight_ops::pki::{Ca, NodeIdentity};
 use fanlight_proto::id::NodeId;
 
@@ -22,6 +23,8 @@ pub use redis::Redis;
 
 /// Where the router's log level is taken from.
 const LOG: &str = "warn,fanlight=info";
+/// The scrcpy server that made-up phones play.
+const SCRCPY: &str = "4.1";
 
 /// How the system is started.
 #[derive(Clone, Debug)]
@@ -50,12 +53,38 @@ pub struct Fleet {
     pub grpc: SocketAddr,
     /// Node-facing address of the control API.
     pub node: SocketAddr,
+    /// Where ingest workers push to, as the router bound it.
+    pub quic: SocketAddr,
     /// The router's metrics.
     pub metrics_url: String,
     /// The load test's own certificate.
     pub identity: NodeIdentity,
     http: reqwest::Client,
-    _dir: tempfile::TempDir,
+    executable: PathBuf,
+    pins: Pins,
+    dir: tempfile::TempDir,
+}
+
+/// A running ingest worker.
+#[derive(Debug)]
+pub struct IngestWorker {
+    /// Its process.
+    pub process: Child,
+    /// Its metrics.
+    pub metrics_url: String,
+}
+
+/// One phone of an ingest worker.
+#[derive(Clone, Debug)]
+pub struct PhoneAt {
+    /// Its device id.
+    pub device: String,
+    /// Where its ADB is.
+    pub adb: SocketAddr,
+    /// Bitrate asked of its encoder.
+    pub bitrate_bps: u64,
+    /// Pictures per second.
+    pub fps: u32,
 }
 
 impl Fleet {
@@ -113,16 +142,71 @@ impl Fleet {
         )?;
         let ready = router.ready().await?;
         let admin = address(&ready, "admin_addr")?;
+        let quic = address(&ready, "quic_addr")?;
         Ok(Self {
             router,
             control,
             grpc,
             node,
+            quic,
+            executable: config.executable.clone(),
+            pins: config.pins.clone(),
             metrics_url: format!("http://{admin}/metrics"),
             identity,
             http: reqwest::Client::new(),
-            _dir: dir,
+            dir,
         })
+    }
+
+    /// Starts the product's own ingest worker for these phones. `uplink_bps` is what its line is
+    /// said to carry.
+    ///
+    /// # Errors
+    /// An executable that does not start or does not get ready.
+    pub async fn start_worker(
+        &self,
+        phones: &[PhoneAt],
+        uplink_bps: u64,
+    ) -> anyhow::Result<IngestWorker> {
+        let at = |name: &str| self.dir.path().join(name);
+        let ca = Ca::load_or_create(&at("pki"))?;
+        ca.issue_node(&NodeId::parse("worker-1")?, &[])?.save(&at("worker-pki"))?;
+        let version = ScrcpyVersion::parse(SCRCPY).context("the simulated server's version")?;
+        std::fs::write(at("scrcpy-server"), placeholder_jar(version))?;
+        let toml = at("worker.toml");
+        std::fs::write(&toml, self.worker_toml(phones, uplink_bps))?;
+        let process = Child::start(
+            &self.executable,
+            "ingest",
+            self.dir.path(),
+            &["--config".as_ref(), toml.as_os_str()],
+            &self.pins.load,
+        )?;
+        let admin = address(&process.ready().await?, "admin_addr")?;
+        Ok(IngestWorker { process, metrics_url: format!("http://{admin}/metrics") })
+    }
+
+    fn worker_toml(&self, phones: &[PhoneAt], uplink_bps: u64) -> String {
+        let path = |name: &str| self.dir.path().join(name).display().to_string();
+        let mut toml = format!(
+            "control = [\"https://{}\"]\npki_dir = {:?}\nadmin_listen = \"127.0.0.1:0\"\n\
+             uplink_bps = {uplink_bps}\n[log]\nfilter = \"{LOG}\"\n",
+            self.node,
+            path("worker-pki"),
+        );
+        for phone in phones {
+            toml.push_str(&format!(
+                "[[devices]]\ndevice = \"{}\"\nadb = \"{}\"\nserver_jar = {:?}\n\
+                 server_version = \"{SCRCPY}\"\nallow_placeholder_server = true\n\
+                 bitrate_bps = {}\nmax_fps = {}\n",
+                phone.device,
+                phone.adb,
+                path("scrcpy-server"),
+                phone.bitrate_bps,
+                phone.fps,
+            ));
+        }
+        toml
     }
 
     /// The router's metrics as they are now.
@@ -130,9 +214,16 @@ impl Fleet {
     /// # Errors
     /// It does not answer.
     pub async fn scrape(&self) -> anyhow::Result<Scrape> {
-        let get = self.http.get(&self.metrics_url).timeout(Duration::from_secs(10)).send();
-        let text = get.await.context("the router's metrics")?.text().await?;
-        Ok(Scrape::parse(&text))
+        self.scrape_at(&self.metrics_url).await.context("the router's metrics")
+    }
+
+    /// A process's metrics as they are now.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn scrape_at(&self, url: &str) -> anyhow::Result<Scrape> {
+        let get = self.http.get(url).timeout(Duration::from_secs(10)).send();
+        Ok(Scrape::parse(&get.await?.text().await?))
     }
 
     /// The metrics once the shards, which publish once a second, must have said what is so now.

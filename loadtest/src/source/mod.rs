@@ -80,6 +80,13 @@ impl Source {
         }
     }
 
+    /// Goes on at another bit rate, where that can be chosen: a recorded clip keeps its own.
+    pub fn set_bitrate(&mut self, bitrate_bps: u64) {
+        if let Self::Synthetic(synthetic) = self {
+            synthetic.set_bitrate(bitrate_bps);
+        }
+    }
+
     /// Width and height that the parameter sets state.
     pub fn size(&self) -> (u32, u32) {
         match self {

@@ -61,10 +61,7 @@ impl Synthetic {
         if !(1.0..=1_000.0).contains(&shape.key_factor) {
             return wrong("a keyframe is 1 to 1000 times as large as another picture");
         }
-        // One keyframe and gop - 1 others have to come to gop times the mean.
-        let gop = f64::from(shape.gop);
-        let per_picture = shape.bitrate_bps as f64 / 8.0 / f64::from(shape.fps);
-        let mean_bytes = per_picture * gop / (gop - 1.0 + shape.key_factor);
+        let mean_bytes = mean_bytes(&shape);
         if mean_bytes * shape.key_factor * (1.0 + JITTER) > (MAX_ACCESS_UNIT / 2) as f64 {
             return wrong("its keyframes would be larger than an access unit may be");
         }
@@ -72,6 +69,14 @@ impl Synthetic {
             return wrong("the bit rate is too low for so many pictures");
         }
         Ok(Self { shape, mean_bytes, number: 0, since_key: 0, noise: Noise::new(seed), sps: sps() })
+    }
+
+    /// Goes on at another bit rate, where it makes a stream.
+    pub(super) fn set_bitrate(&mut self, bitrate_bps: u64) {
+        let shape = Shape { bitrate_bps, ..self.shape.clone() };
+        if let Ok(next) = Self::new(shape, 0) {
+            (self.shape, self.mean_bytes) = (next.shape, next.mean_bytes);
+        }
     }
 
     pub(super) fn next_picture(&mut self, key: bool) -> Picture {
@@ -112,6 +117,14 @@ impl Synthetic {
         }
         au.truncate(start + bytes);
     }
+}
+
+/// Bytes of a picture that is no keyframe: one keyframe and `gop` - 1 others have to come to `gop`
+/// times the mean.
+fn mean_bytes(shape: &Shape) -> f64 {
+    let gop = f64::from(shape.gop);
+    let per_picture = shape.bitrate_bps as f64 / 8.0 / f64::from(shape.fps);
+    per_picture * gop / (gop - 1.0 + shape.key_factor)
 }
 
 /// Constrained Baseline, level 3.1, no cropping, no VUI.

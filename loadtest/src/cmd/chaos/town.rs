@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use fanlight_device_sim::{ScrcpyVersion, placeholder_jar};
 use fanlight_ops::pki::Ca;
 use fanlight_proto::id::NodeId;
 use rustix::process::Signal;
@@ -27,9 +28,8 @@ use crate::{
 const CLIP_PICTURES: usize = 300;
 /// Pictures from keyframe to keyframe in it.
 const GOP: u32 = 60;
-/// The version that devices and workers agree on, and the jar that stands for an official one.
+/// The version that devices and workers agree on.
 const SERVER_VERSION: &str = "4.1";
-const PLACEHOLDER_JAR: &str = "fanlight-placeholder-scrcpy-server 4.1\n";
 
 /// A process that can be ended and started again.
 #[derive(Debug)]
@@ -287,7 +287,8 @@ impl Ground<'_> {
         let name = format!("worker-{n}");
         let pki = self.certificate(&name)?;
         let jar = self.dir.join("scrcpy-server");
-        std::fs::write(&jar, PLACEHOLDER_JAR).context("cannot write the server jar")?;
+        let version = ScrcpyVersion::parse(SERVER_VERSION).context("the server's version")?;
+        std::fs::write(&jar, placeholder_jar(version)).context("cannot write the server jar")?;
         let mut text = String::new();
         for (device, adb) in devices {
             text.push_str(&format!(
