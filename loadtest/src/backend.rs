@@ -6,8 +6,9 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use fanlight_proto::{
     control::v1::{
-        CreateStreamRequest, CreateViewerRequest, CreateViewerResponse, GetStreamRequest, Stream, Viewer,
-        stream_service_client::StreamServiceClient, viewer_service_client::ViewerServiceClient,
+        CreateStreamRequest, CreateViewerRequest, CreateViewerResponse, GetStreamRequest, Stream,
+        Viewer, stream_service_client::StreamServiceClient,
+        viewer_service_client::ViewerServiceClient,
     },
     types::v1::{StreamState, ViewerGrants, ViewerRole},
 };

@@ -138,8 +138,6 @@ fn outcome(headers: &HeaderMap) -> Result<(), CallError> {
     };
     match text("grpc-status").as_str() {
         "0" => Ok(()),
-        code => {
-            Err(CallError::Refused { code: code.to_owned(), message: text("grpc-message") })
-        }
+        code => Err(CallError::Refused { code: code.to_owned(), message: text("grpc-message") }),
     }
 }

@@ -54,7 +54,8 @@ impl Redis {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.process.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
+        if let Some(pid) =
+            self.process.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw)
         {
             let _ = kill_process(pid, signal);
         }

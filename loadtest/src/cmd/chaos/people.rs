@@ -109,7 +109,9 @@ impl Square {
         let name = self.names.get(stream).context("no such stream")?;
         let mut last = anyhow::anyhow!("no control API");
         for n in 0..self.backends.len() {
-            let Some(backend) = self.backends.get((first + n) % self.backends.len()) else { continue };
+            let Some(backend) = self.backends.get((first + n) % self.backends.len()) else {
+                continue;
+            };
             match backend.ticket_now(name, stream, TICKET).await {
                 Ok(ticket) => return Ok(ticket),
                 Err(error) => last = error,
@@ -198,7 +200,10 @@ impl Square {
                     let answer = response.text().await.map_err(NoJoin::new)?;
                     return Ok((answer, session.to_string()));
                 }
-                (StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT, Some(Ok(next))) => {
+                (
+                    StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT,
+                    Some(Ok(next)),
+                ) => {
                     url = next;
                 }
                 _ => {

@@ -166,7 +166,8 @@ impl Town {
         let mut workers = Vec::new();
         for n in 0..args.workers {
             let mine = names.iter().zip(&addresses).skip(n).step_by(args.workers);
-            let mine: Vec<(&str, SocketAddr)> = mine.map(|(name, at)| (name.as_str(), *at)).collect();
+            let mine: Vec<(&str, SocketAddr)> =
+                mine.map(|(name, at)| (name.as_str(), *at)).collect();
             workers.push(ground.worker(n + 1, &mine, &controls).await?);
         }
         Ok(Self { redis, controls, routers, workers, names, streams, devices, _dir: temporary })
