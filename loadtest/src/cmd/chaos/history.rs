@@ -1,19 +1,38 @@
-//! Where each stream was published, as the routers' logs tell it: no epoch at two routers, and none
-//! below one before it. Not the routers' own opinion of what is live now. Invariant: what a log does
+//! What the logs tell: where each stream was published (no epoch at two routers, and none below one
+//! before it), and in which order processes noticed a fault. Not the routers' own opinion of what is
+//! live now. Invariant: what a log does
 //! not say is not taken for right: a stream without any entry is a finding.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
+    time::SystemTime,
 };
 
 use anyhow::Context as _;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What a router says when it has taken a publish.
 const PUBLISHED: &str = "published";
 
-/// A line of a router's log, as far as it is of use.
+/// Beginnings of the lines that say how a fault was noticed and mended.
+const STEPS: [&str; 11] = [
+    "link ended",
+    "link lost",
+    "linked",
+    "connection to router",
+    "stream assigned",
+    "stream moves",
+    "no origin",
+    "publishing",
+    "published",
+    "joined",
+    "shutting down",
+];
+/// Steps told of one fault; later ones are left out.
+const STEPS_MAX: usize = 80;
+
+/// A line of a log, as far as it is of use.
 #[derive(Debug, Deserialize)]
 struct Line {
     timestamp: String,
@@ -22,6 +41,49 @@ struct Line {
     stream: String,
     #[serde(default)]
     epoch: u64,
+    #[serde(default)]
+    node: String,
+}
+
+/// One thing that a process said after a fault.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Step {
+    /// Milliseconds since the fault.
+    after_ms: f64,
+    /// Which process.
+    who: String,
+    /// What it said.
+    what: String,
+    /// Of which stream or node.
+    of: String,
+}
+
+/// Reads what a process said after `begun`: the first of each kind, of each stream.
+pub(super) fn steps(who: &str, text: &str, begun: SystemTime) -> Vec<Step> {
+    let mut seen = BTreeSet::new();
+    let mut steps = Vec::new();
+    for line in text.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok()) {
+        let Some(kind) = STEPS.iter().find(|step| line.message.starts_with(**step)) else {
+            continue;
+        };
+        let at = line.timestamp.parse::<prost_types::Timestamp>().ok();
+        let Some(at) = at.and_then(|at| SystemTime::try_from(at).ok()) else { continue };
+        let Ok(after) = at.duration_since(begun) else { continue };
+        let of = if line.stream.is_empty() { line.node } else { line.stream };
+        let of = of.trim_start_matches("streams/").to_owned();
+        if seen.insert((*kind, of.clone())) {
+            let after_ms = (after.as_secs_f64() * 1e4).round() / 10.0;
+            steps.push(Step { after_ms, who: who.to_owned(), what: line.message, of });
+        }
+    }
+    steps
+}
+
+/// The steps of all processes in the order of time, no more than are worth reading.
+pub(super) fn in_order(mut steps: Vec<Step>) -> Vec<Step> {
+    steps.sort_by(|a, b| a.after_ms.total_cmp(&b.after_ms));
+    steps.truncate(STEPS_MAX);
+    steps
 }
 
 /// A publish that a router took.
@@ -133,6 +195,15 @@ mod tests {
             [("r1", line(1, "a", 10) + "cut {\n" + &line(2, "a", 10)), ("r2", line(5, "a", 11))];
         let right = Verdict { publishes: 3, ..Verdict::default() };
         assert_eq!(verdict(&logs, &["a"]), right);
+    }
+
+    #[test]
+    fn steps_are_those_after_the_fault_each_once() {
+        let text = line(1, "a", 10) + &line(5, "a", 11) + &line(6, "a", 12) + &line(4, "b", 11);
+        let begun: prost_types::Timestamp = "2026-01-01T00:00:02.5Z".parse().unwrap();
+        let told = in_order(steps("r1", &text, begun.try_into().unwrap()));
+        let told: Vec<_> = told.iter().map(|s| (s.after_ms, s.of.as_str())).collect();
+        assert_eq!(told, [(1_500.0, "b"), (2_500.0, "a")]);
     }
 
     #[test]

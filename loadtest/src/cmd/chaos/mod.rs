@@ -15,7 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     faults::{Fault, strike},
-    history::History,
+    history::{History, Step},
     people::{Person, Square},
     town::Town,
 };
@@ -116,6 +116,8 @@ struct Outcome {
     /// Newcomers with tokens made before: how many tried, how many saw a picture in time.
     rejoins_during_fault: u64,
     rejoins_during_fault_ok: u64,
+    /// How processes noticed and mended it, as their logs tell.
+    steps: Vec<Step>,
     /// Seconds since the fault, and how many pictures stood still then.
     #[serde(skip)]
     still: Vec<(f64, f64)>,
@@ -273,7 +275,7 @@ async fn observe(args: &Args, fault: Fault, scene: &mut Scene) -> anyhow::Result
     let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
     let (rejoins, moves) = (count(&square.rejoins), count(&square.moves));
     people.iter().for_each(|person| person.eyes.open());
-    let begun = Instant::now();
+    let (begun, begun_at) = (Instant::now(), SystemTime::now());
     let over = CancellationToken::new();
     let newcomers = tokio::spawn(newcomers(Arc::clone(square), tickets, over.clone()));
     let limit = Duration::from_secs(args.observe_seconds);
@@ -297,6 +299,8 @@ async fn observe(args: &Args, fault: Fault, scene: &mut Scene) -> anyhow::Result
     outcome.viewers_lost = still(people);
     outcome.steady_after_ms = watched.steady_after.map(|d| d.as_secs_f64() * 1_000.0);
     outcome.still = watched.still;
+    let told = town.logs().into_iter().flat_map(|(who, text)| history::steps(who, &text, begun_at));
+    outcome.steps = history::in_order(told.collect());
     outcome.rejoins = count(&square.rejoins) - rejoins;
     outcome.moves = count(&square.moves) - moves;
     (outcome.rejoins_during_fault, outcome.rejoins_during_fault_ok) = (tried, ok);
@@ -414,9 +418,7 @@ fn judge(findings: &mut Findings, town: &Town) -> anyhow::Result<()> {
     for router in &town.routers {
         history.read(router.service.name(), &router.service.log())?;
     }
-    let services = town.workers.iter().chain(town.routers.iter().map(|r| &r.service));
-    for service in services.chain(town.controls.iter().map(|c| &c.service)) {
-        let log = std::fs::read_to_string(service.log()).unwrap_or_default();
+    for (_, log) in town.logs() {
         panics += log.matches("panicked").count();
     }
     let verdict = history.verdict(&town.names);

@@ -373,7 +373,12 @@ impl Person {
 /// The addresses of one round, each once. A first join goes where it was invited to; whoever lost a
 /// connection asks the others first, because its router is the one that is known to be in trouble.
 fn round_of(url: &str, fallbacks: &[String], lost: bool) -> VecDeque<String> {
-    let mut round: VecDeque<String> = fallbacks.iter().filter(|f| *f != url).cloned().collect();
+    let mut round = VecDeque::new();
+    for fallback in fallbacks.iter().filter(|f| *f != url) {
+        if !round.contains(fallback) {
+            round.push_back(fallback.clone());
+        }
+    }
     if lost {
         round.push_back(url.to_owned());
     } else {
@@ -438,7 +443,7 @@ mod tests {
 
     #[test]
     fn whoever_lost_a_router_asks_the_others_first() {
-        let others = ["b".to_owned(), "a".to_owned(), "c".to_owned()];
+        let others = ["b", "a", "c", "b"].map(str::to_owned);
         assert_eq!(round_of("a", &others, false), ["a", "b", "c"]);
         assert_eq!(round_of("a", &others, true), ["b", "c", "a"]);
     }

@@ -178,6 +178,14 @@ impl Town {
         self.routers.iter_mut().find(|router| router.service.name() == name)
     }
 
+    /// What control replicas, routers and workers said so far, by their names.
+    pub(super) fn logs(&self) -> Vec<(&str, String)> {
+        let routers = self.routers.iter().map(|router| &router.service);
+        let services = self.controls.iter().map(|control| &control.service).chain(routers);
+        let read = |service: &Service| std::fs::read_to_string(service.log()).unwrap_or_default();
+        services.chain(&self.workers).map(|s| (s.name(), read(s))).collect()
+    }
+
     /// Ends everything, devices last.
     pub(super) async fn stop(mut self) {
         let services = self.routers.iter_mut().map(|r| &mut r.service);
