@@ -435,10 +435,10 @@ mod tests {
     fn pauses_grow_to_a_cap_and_are_never_shorter_than_the_server_asked() {
         for round in 0..40 {
             let ceiling = BACKOFF_MAX.min(BACKOFF * (1 << round.min(10)));
-            let pause = pause(round, Duration::ZERO);
-            assert!(pause <= ceiling && pause >= ceiling / 2, "{round}: {pause:?}");
+            let wait = pause(round, Duration::ZERO);
+            assert!(wait <= ceiling && wait >= ceiling / 2, "{round}: {wait:?}");
         }
-        assert_eq!(super::pause(0, Duration::from_secs(3)), Duration::from_secs(3));
+        assert_eq!(pause(0, Duration::from_secs(3)), Duration::from_secs(3));
     }
 
     #[test]
