@@ -15,7 +15,6 @@ use fanlight_proto::{
     types::v1::{ViewerGrants, ViewerRole},
 };
 use prost::Message as _;
-use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::time::Instant;
 use tonic::Code;
 use uuid::Uuid;
@@ -124,9 +123,13 @@ impl Inviter {
     /// The router the viewer joins, and its address there.
     async fn place(&self, stream: &StreamRow) -> Result<(NodeId, String), ControlError> {
         let carriers: Vec<NodeId> = stream.accepted.iter().map(|a| a.node.clone()).collect();
-        let fleet = self.store.routers().await?;
+        // Only who carries the stream can be picked: the fleet is not read for one viewer.
+        let mut fleet = Vec::with_capacity(carriers.len());
+        for carrier in &carriers {
+            fleet.extend(self.store.node(carrier.clone()).await?);
+        }
         let ask = place::EdgeAsk { region: "", carriers: &carriers, replicas: self.replicas };
-        let decision = place::edge(&fleet, &ask, &mut StdRng::from_os_rng());
+        let decision = place::edge(&fleet, &ask, &mut rand::rng());
         let url = decision.pick.as_ref().and_then(|pick| {
             let row = fleet.iter().find(|n| n.id == pick.node)?;
             whep_url(&row.addresses().whep_base_url, &stream.id)
@@ -158,7 +161,7 @@ impl Inviter {
             kicked: false,
             edge,
             epoch: stream.epoch,
-            jti: Uuid::new_v4().to_string(),
+            jti: fresh_uuid().to_string(),
             join_until_us: now.saturating_add(us(i.join_ttl + leeway)),
             create_us: now,
             connect_us: None,
@@ -240,6 +243,12 @@ impl Inviter {
         // A viewer that never joined, or that the bar has closed already, is not there to kick.
         barred && matches!(kicked, Some(Code::Ok | Code::NotFound))
     }
+}
+
+/// A version 4 UUID. From the thread's generator, which is as strong as the system's and costs no
+/// system call.
+pub(crate) fn fresh_uuid() -> Uuid {
+    uuid::Builder::from_random_bytes(rand::random()).into_uuid()
 }
 
 fn role(grants: &ViewerGrants) -> Role {

@@ -190,6 +190,42 @@ async fn hostile_viewers_do_not_reach_the_others() {
 }
 
 #[tokio::test]
+async fn control_counts_calls_and_times_them_from_when_they_were_due() {
+    let small = ["--streams", "20", "--routers", "4", "--workers", "2"];
+    let args = ["control", "--seconds", "1", "--rate", "200"];
+    let figures = figures(&[&args[..], &small[..]].concat()).await;
+    numbers(
+        &figures,
+        &["create_viewer_per_s", "create_viewer_server_cpu_us", "stream_pairs_per_s"],
+    );
+    numbers(&figures, &["latency_ms_p50", "latency_ms_p99", "server_rss_bytes"]);
+    assert_eq!((&figures["errors"], &figures["panics"]), (&0.into(), &0.into()));
+    // Two nodes hold each stream.
+    assert_eq!(figures["work_held_by_nodes"], 40, "{figures:#}");
+    let reached = figures["rate_reached_per_s"].as_f64().unwrap();
+    assert!((150.0..=250.0).contains(&reached), "{figures:#}");
+}
+
+#[tokio::test]
+async fn chaos_tells_what_people_saw_of_a_lost_control_api_and_a_lost_origin() {
+    let small = ["--viewers", "6", "--devices", "2", "--workers", "1", "--routers", "2"];
+    let slow = ["--fps", "10", "--bitrate-bps", "200000", "--observe-seconds", "30"];
+    let args = ["chaos", "--faults", "control_kill,origin_kill"];
+    let figures = figures(&[&args[..], &small[..], &slow[..]].concat()).await;
+    for fault in ["control_kill", "origin_kill"] {
+        numbers(
+            &figures,
+            &[&format!("{fault}_freeze_ms_max"), &format!("{fault}_steady_after_ms")],
+        );
+        assert_eq!(figures[format!("{fault}_viewers_lost")], 0, "{figures:#}");
+    }
+    assert_eq!(figures["dual_origin_intervals"], 0, "{figures:#}");
+    assert_eq!((&figures["frames_corrupt"], &figures["panics"]), (&0.into(), &0.into()));
+    let rejoins = |n: usize| figures["outcomes"][n]["rejoins"].as_u64().unwrap();
+    assert!(rejoins(1) > 0, "somebody watched the origin that died: {figures:#}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_started_or_read_is_one_clear_line() {
     let _one = ONE.lock().await;
     for (args, word) in [
@@ -198,6 +234,8 @@ async fn what_cannot_be_started_or_read_is_one_clear_line() {
         (&["fanout", "--server-exe", "/bin/false"][..], "control"),
         (&["loss", "--loss-percent", "200"][..], "loss"),
         (&["fanout", "--bitrate-bps", "1"][..], "bit rate"),
+        (&["chaos", "--faults", "redis_kill"][..], "redis://"),
+        (&["chaos", "--controls", "2"][..], "store"),
     ] {
         let out = output(args).await;
         let err = String::from_utf8_lossy(&out.stderr);

@@ -6,8 +6,9 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::Context as _;
 use fanlight_proto::{
     control::v1::{
-        CreateStreamRequest, CreateViewerRequest, GetStreamRequest, Stream, Viewer,
-        stream_service_client::StreamServiceClient, viewer_service_client::ViewerServiceClient,
+        CreateStreamRequest, CreateViewerRequest, CreateViewerResponse, GetStreamRequest, Stream,
+        Viewer, stream_service_client::StreamServiceClient,
+        viewer_service_client::ViewerServiceClient,
     },
     types::v1::{StreamState, ViewerGrants, ViewerRole},
 };
@@ -36,6 +37,8 @@ pub struct Ticket {
     pub url: String,
     /// The token.
     pub token: String,
+    /// Other addresses for it, the better first.
+    pub fallbacks: Vec<String>,
 }
 
 /// Client of the control API.
@@ -73,6 +76,9 @@ impl Backend {
             };
             // The device is known once the worker's link has said so.
             while let Err(status) = client.create_stream(request.clone()).await {
+                if status.code() == Code::AlreadyExists {
+                    break;
+                }
                 let wait = matches!(status.code(), Code::FailedPrecondition | Code::Unavailable)
                     || status.code() == Code::ResourceExhausted;
                 anyhow::ensure!(
@@ -131,14 +137,7 @@ impl Backend {
         stream: usize,
         controller: bool,
     ) -> anyhow::Result<Ticket> {
-        let role = if controller { ViewerRole::Controller } else { ViewerRole::Observer };
-        let grants = ViewerGrants { role: role.into(), ..ViewerGrants::default() };
-        let request = CreateViewerRequest {
-            parent: format!("streams/{name}"),
-            viewer: Some(Viewer { grants: Some(grants), ..Viewer::default() }),
-            join_ttl: Some(prost_types::Duration { seconds: TOKEN_LIFE_S, nanos: 0 }),
-            ..CreateViewerRequest::default()
-        };
+        let request = invitation(&name, controller);
         let mut client = ViewerServiceClient::new(self.channel.clone());
         let deadline = tokio::time::Instant::now() + PLACED;
         let answer = loop {
@@ -155,6 +154,55 @@ impl Backend {
                 Err(status) => return Err(status).context("CreateViewer"),
             }
         };
-        Ok(Ticket { stream, controller, url: answer.whep_url, token: answer.join_token })
+        Ok(ticket(stream, controller, answer))
     }
+
+    /// One token, asked for once and for no longer than `limit`.
+    ///
+    /// # Errors
+    /// The control API refuses it, is not there, or says nothing in time.
+    pub async fn ticket_now(
+        &self,
+        name: &str,
+        stream: usize,
+        limit: Duration,
+    ) -> anyhow::Result<Ticket> {
+        let mut client = ViewerServiceClient::new(self.channel.clone());
+        let call = client.create_viewer(invitation(name, false));
+        let answer = tokio::time::timeout(limit, call).await.context("CreateViewer")??;
+        Ok(ticket(stream, false, answer.into_inner()))
+    }
+
+    /// State of a stream, and the router that it is assigned to.
+    ///
+    /// # Errors
+    /// The control API does not know it, is not there, or says nothing in time.
+    pub async fn origin(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> anyhow::Result<(StreamState, Option<String>)> {
+        let mut client = StreamServiceClient::new(self.channel.clone());
+        let call = client.get_stream(GetStreamRequest { name: format!("streams/{name}") });
+        let stream = tokio::time::timeout(limit, call).await.context("GetStream")??.into_inner();
+        let state = stream.state();
+        let origin = stream.assignment.and_then(|a| a.origin).map(|node| node.node);
+        Ok((state, origin.and_then(|node| Some(node.strip_prefix("nodes/")?.to_owned()))))
+    }
+}
+
+fn invitation(name: &str, controller: bool) -> CreateViewerRequest {
+    let role = if controller { ViewerRole::Controller } else { ViewerRole::Observer };
+    let grants = ViewerGrants { role: role.into(), ..ViewerGrants::default() };
+    CreateViewerRequest {
+        parent: format!("streams/{name}"),
+        viewer: Some(Viewer { grants: Some(grants), ..Viewer::default() }),
+        join_ttl: Some(prost_types::Duration { seconds: TOKEN_LIFE_S, nanos: 0 }),
+        ..CreateViewerRequest::default()
+    }
+}
+
+fn ticket(stream: usize, controller: bool, answer: CreateViewerResponse) -> Ticket {
+    let CreateViewerResponse { whep_url, join_token, fallback_whep_urls, .. } = answer;
+    Ticket { stream, controller, url: whep_url, token: join_token, fallbacks: fallback_whep_urls }
 }

@@ -11,6 +11,8 @@ use std::{
 
 use parking_lot::RwLock;
 
+use crate::source::Picture;
+
 /// Pictures remembered: four minutes at 60 per second. A viewer that is further behind than that
 /// is given `None`, which counts as corrupt.
 const ENTRIES_MAX: usize = 15_000;
@@ -65,6 +67,33 @@ struct Inner {
     marks: BTreeMap<u64, Option<u64>>,
 }
 
+/// A clip that somebody else plays in a loop, from wherever they like.
+#[derive(Debug, Default)]
+struct Cycle {
+    entries: Vec<Entry>,
+    by_hash: HashMap<u64, u64>,
+}
+
+impl Cycle {
+    fn find(&self, hash: u64, expected: Option<u64>) -> Option<Entry> {
+        let length = self.entries.len() as u64;
+        let at = |number: u64| {
+            let round = number.checked_div(length)? * length;
+            let entry = self.entries.get(usize::try_from(number - round).ok()?)?;
+            let (number, needs) = (round + entry.number, round + entry.needs);
+            Some(Entry { number, needs, published: Instant::now(), ..*entry })
+        };
+        let expected = expected.unwrap_or(0);
+        if let Some(entry) = at(expected).filter(|entry| entry.hash == hash) {
+            return Some(entry);
+        }
+        // The next one of this content: what was jumped over was lost.
+        let place = *self.by_hash.get(&hash)?;
+        let round = expected.checked_div(length)? * length;
+        at(if round + place >= expected { round + place } else { round + length + place })
+    }
+}
+
 /// Marks kept; the oldest goes first.
 const MARKS_MAX: usize = 16;
 
@@ -72,11 +101,37 @@ const MARKS_MAX: usize = 16;
 #[derive(Debug, Default)]
 pub struct Ledger {
     inner: RwLock<Inner>,
+    cycle: Option<Cycle>,
     /// Keyframes that the router asked for.
     pub keyframe_requests: AtomicU64,
 }
 
 impl Ledger {
+    /// Of a clip that somebody else plays in a loop: pictures are known by their content alone, and
+    /// when they left and in how many packets is not.
+    pub fn of_clip(pictures: &[Picture]) -> Self {
+        let mut cycle = Cycle::default();
+        let mut last_reference = 0;
+        for (number, picture) in (0_u64..).zip(pictures) {
+            cycle.by_hash.insert(picture.hash, number);
+            cycle.entries.push(Entry {
+                number,
+                hash: picture.hash,
+                published: Instant::now(),
+                packets: 0,
+                bytes: 0,
+                key: picture.key,
+                discardable: picture.discardable,
+                needs: if picture.key { number } else { last_reference },
+                packets_before: 0,
+            });
+            if !picture.discardable {
+                last_reference = number;
+            }
+        }
+        Self { cycle: Some(cycle), ..Self::default() }
+    }
+
     /// Notes a picture that is about to leave. It needs the last one that others may need.
     pub fn publish(&self, now: Instant, leaving: Leaving) {
         let last = self.inner.read().last_reference;
@@ -120,6 +175,9 @@ impl Ledger {
 
     /// The picture of this content. A clip in a loop repeats itself: `expected` decides then.
     pub fn find(&self, hash: u64, expected: Option<u64>) -> Option<Entry> {
+        if let Some(cycle) = &self.cycle {
+            return cycle.find(hash, expected);
+        }
         let inner = self.inner.read();
         let expected = expected.and_then(|number| inner.get(number));
         if let Some(entry) = expected.filter(|entry| entry.hash == hash) {
@@ -215,6 +273,24 @@ mod tests {
         assert_eq!(ledger.find(11, Some(1)).unwrap().number, 1);
         assert_eq!(ledger.find(11, None).unwrap().number, 4);
         assert_eq!(ledger.find(99, Some(1)), None);
+    }
+
+    #[test]
+    fn a_clip_that_somebody_else_plays_goes_round_and_round() {
+        let picture = |number: u64| Picture {
+            number: 0,
+            au: Vec::new(),
+            key: number == 0,
+            discardable: number == 2,
+            hash: 10 + number,
+        };
+        let ledger = Ledger::of_clip(&(0..4).map(picture).collect::<Vec<_>>());
+        let found = |hash, expected| ledger.find(hash, expected).map(|e| (e.number, e.needs));
+        assert_eq!(found(13, None), Some((3, 1)), "it may begin anywhere");
+        assert_eq!(found(10, Some(4)), Some((4, 4)));
+        assert_eq!(found(13, Some(5)), Some((7, 5)), "two were lost");
+        assert_eq!(found(11, Some(7)), Some((9, 8)), "into the next round");
+        assert_eq!(found(99, Some(4)), None);
     }
 
     #[test]

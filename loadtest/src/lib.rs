@@ -8,8 +8,10 @@
 #![forbid(unsafe_code)]
 
 pub mod backend;
+pub mod calls;
 mod cmd;
 pub mod crowd;
+pub mod fake;
 pub mod lab;
 pub mod ledger;
 pub mod publish;

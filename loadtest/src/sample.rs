@@ -1,4 +1,4 @@
-//! The router's process over time: CPU, memory, threads and files, once a second. Not its metrics.
+//! A process over time, mostly the router's: CPU, memory, threads and files, once a second. Not its metrics.
 //! Invariant: a second in which the process could not be read has no sample.
 
 use std::time::{Duration, Instant};
@@ -88,18 +88,23 @@ async fn take(pid: u32, mut stopped: oneshot::Receiver<()>) -> Vec<Sample> {
     }
 }
 
-/// Adds samples and their plots to the findings.
+/// Adds samples of the router and their plots to the findings.
 pub fn tell(findings: &mut Findings, samples: &[Sample]) {
+    tell_of(findings, "router", samples);
+}
+
+/// Adds samples of a process and their plots to the findings.
+pub fn tell_of(findings: &mut Findings, whose: &str, samples: &[Sample]) {
     findings.samples(samples.iter().map(Sample::line));
     let over = |f: &dyn Fn(&Sample) -> f64| {
         samples.iter().map(|s| (s.at.as_secs_f64(), f(s))).collect::<Vec<_>>()
     };
     findings.plot(
-        Plot::lines("CPU of the router", "seconds", "percent of one CPU")
+        Plot::lines(&format!("CPU of the {whose}"), "seconds", "percent of one CPU")
             .with("CPU", over(&|s| s.cpu_percent)),
     );
     findings.plot(
-        Plot::lines("Memory of the router", "seconds", "MiB")
+        Plot::lines(&format!("Memory of the {whose}"), "seconds", "MiB")
             .with("resident", over(&|s| s.memory.resident as f64 / f64::from(1 << 20)))
             .with("anonymous", over(&|s| s.memory.anonymous as f64 / f64::from(1 << 20))),
     );

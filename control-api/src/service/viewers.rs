@@ -15,7 +15,6 @@ use fanlight_proto::{
 };
 use prost::Message as _;
 use tonic::{Request, Response, Status};
-use uuid::Uuid;
 
 use super::{
     Parts,
@@ -27,7 +26,7 @@ use super::{
 use crate::{
     config::MAX_JOIN_TTL,
     error::{ControlError, bad_id},
-    invite::Invitation,
+    invite::{Invitation, fresh_uuid},
     page::{self, Pager},
     store::KickViewer,
 };
@@ -120,7 +119,7 @@ impl Viewers {
     fn read_create(&self, body: &CreateViewerRequest) -> Result<Invitation, ControlError> {
         let mut fields = Fields::new();
         let stream = fields.id("parent", StreamId::from_resource_name(&body.parent));
-        let fresh = || format!("v-{}", Uuid::new_v4().simple());
+        let fresh = || format!("v-{}", fresh_uuid().simple());
         let viewer = match body.viewer_id.as_str() {
             "" => fields.id("viewer_id", ViewerId::parse(&fresh())),
             id => fields.id("viewer_id", ViewerId::parse(id)),

@@ -3,8 +3,10 @@
 //! with it.
 
 mod abuse;
+mod chaos;
 mod churn;
 mod clicks;
+mod control;
 mod fanout;
 mod hop;
 mod join;
@@ -17,7 +19,11 @@ use fanlight_ops::{
     shutdown::Shutdown,
 };
 
-use crate::{lab::LabArgs, report::Findings, server::raise_open_files};
+use crate::{
+    lab::LabArgs,
+    report::Findings,
+    server::{Pins, raise_open_files},
+};
 
 /// Flags of `fanlight loadtest`.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,6 +53,10 @@ enum Command {
     Clicks(clicks::Args),
     /// Hostile clients with valid tokens, while others watch
     Abuse(abuse::Args),
+    /// Calls to the control API: how many one CPU answers, and how fast
+    Control(control::Args),
+    /// A whole fleet, and what people see of it while parts of it fail
+    Chaos(chaos::Args),
     /// A bad network as a process, for browsers; measures nothing
     Relay(relay::Args),
 }
@@ -59,7 +69,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     log::init(&LogConfig { filter: args.log.clone(), ..LogConfig::default() });
     raise_open_files();
     let mut args = args;
-    let pins = args.command.lab().map(LabArgs::decide_pins).unwrap_or_default();
+    let pins = args.command.decide_pins();
     let (done, result) = tokio::sync::oneshot::channel();
     let token = shutdown.token();
     // A thread of its own, because what is pinned is a thread and those that it makes.
@@ -87,6 +97,14 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
 }
 
 impl Command {
+    /// CPUs of what is measured and of the load.
+    fn decide_pins(&mut self) -> Pins {
+        if let Self::Control(args) = self {
+            return args.decide_pins();
+        }
+        self.lab().map(LabArgs::decide_pins).unwrap_or_default()
+    }
+
     /// The setting of the experiments that have one.
     fn lab(&mut self) -> Option<&mut LabArgs> {
         match self {
@@ -96,7 +114,7 @@ impl Command {
             Self::Churn(args) | Self::Soak(args) => Some(&mut args.lab),
             Self::Clicks(args) => Some(&mut args.lab),
             Self::Abuse(args) => Some(&mut args.lab),
-            Self::Hop(_) | Self::Relay(_) => None,
+            Self::Control(_) | Self::Chaos(_) | Self::Hop(_) | Self::Relay(_) => None,
         }
     }
 }
@@ -111,6 +129,8 @@ async fn experiment(command: Command) -> anyhow::Result<()> {
         Command::Soak(args) => churn::run(&args, "soak", 1_800).await?.publish(&args.output),
         Command::Clicks(args) => clicks::run(&args).await?.publish(&args.output),
         Command::Abuse(args) => abuse::run(&args).await?.publish(&args.output),
+        Command::Chaos(args) => chaos::run(&args).await?.publish(&args.output),
+        Command::Control(args) => control::run(&args).await?.publish(&args.output),
         Command::Relay(_) => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ mod child;
 mod metrics;
 mod pin;
 mod proc;
+mod redis;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -14,10 +15,11 @@ use fanlight_device_sim::{ScrcpyVersion, placeholder_jar};
 use fanlight_ops::pki::{Ca, NodeIdentity};
 use fanlight_proto::id::NodeId;
 
-pub use child::Child;
+pub use child::{Child, Launch};
 pub use metrics::{Histogram, Scrape};
 pub use pin::{Pins, raise_open_files, raise_priority};
 pub use proc::{Memory, Usage, socket_drops};
+pub use redis::Redis;
 
 /// Where the router's log level is taken from.
 const LOG: &str = "warn,fanlight=info";
@@ -284,9 +286,29 @@ fn router_toml(config: &FleetConfig) -> String {
     )
 }
 
-fn address(ready: &serde_json::Value, key: &str) -> anyhow::Result<SocketAddr> {
+/// An address in a ready file.
+///
+/// # Errors
+/// It is not there, or none.
+pub fn address(ready: &serde_json::Value, key: &str) -> anyhow::Result<SocketAddr> {
     let text = ready.get(key).and_then(serde_json::Value::as_str);
     text.with_context(|| format!("{key} is not in the ready file"))?
         .parse()
         .with_context(|| format!("{key} in the ready file"))
+}
+
+/// A port of loopback that is free for TCP and UDP now. It lies below those that the system gives
+/// away by itself, so that only another load test may take it meanwhile.
+///
+/// # Errors
+/// None was found in many tries.
+pub fn free_port() -> anyhow::Result<u16> {
+    for _ in 0..1_000 {
+        let port = rand::random_range(20_000..30_000);
+        let at = SocketAddr::from(([127, 0, 0, 1], port));
+        if std::net::TcpListener::bind(at).is_ok() && std::net::UdpSocket::bind(at).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port of loopback is free")
 }

@@ -21,7 +21,11 @@ pub struct Clip {
 }
 
 impl Clip {
-    pub(super) fn read(path: &Path) -> Result<Self, SourceError> {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// It cannot be read, or does not begin with a keyframe.
+    pub fn read(path: &Path) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Read { path: path.to_owned(), source };
         let length = std::fs::metadata(path).map_err(failed)?.len();
         if length > FILE_BYTES_MAX {
@@ -69,6 +73,11 @@ impl Clip {
         picture.number = self.number;
         self.number += 1;
         picture
+    }
+
+    /// Its pictures, once through.
+    pub fn pictures(&self) -> &[Picture] {
+        &self.pictures
     }
 
     pub(super) fn size(&self) -> (u32, u32) {

@@ -2,8 +2,11 @@
 //! HTTP of a join ([`crate::crowd`]). Invariant: a viewer lives on one thread, from its offer to
 //! its end, and what it came to is handed over when it leaves.
 
+mod eyes;
 mod net;
 mod thread;
+
+pub use eyes::Eyes;
 
 use std::{
     collections::HashSet,
@@ -168,6 +171,7 @@ enum Command {
         viewer: ViewerId,
         stream: usize,
         group: Group,
+        eyes: Option<Arc<Eyes>>,
         reply: oneshot::Sender<Result<String, ViewerError>>,
     },
     Answer {
@@ -251,9 +255,22 @@ impl Swarm {
     /// # Errors
     /// No socket, or no offer.
     pub async fn offer(&self, stream: usize, group: Group) -> anyhow::Result<(ViewerId, String)> {
+        self.offer_to(stream, group, None).await
+    }
+
+    /// The same for a person whose eyes it is given.
+    ///
+    /// # Errors
+    /// No socket, or no offer.
+    pub async fn offer_to(
+        &self,
+        stream: usize,
+        group: Group,
+        eyes: Option<Arc<Eyes>>,
+    ) -> anyhow::Result<(ViewerId, String)> {
         let viewer = self.next.fetch_add(1, Ordering::Relaxed);
-        let sdp =
-            self.ask(viewer, |reply| Command::Offer { viewer, stream, group, reply }).await??;
+        let offer = |reply| Command::Offer { viewer, stream, group, eyes, reply };
+        let sdp = self.ask(viewer, offer).await??;
         Ok((viewer, sdp))
     }
 

@@ -16,7 +16,7 @@ use mio::{Events, Interest, Poll, Token};
 use tokio::sync::mpsc;
 
 use super::{
-    Command, Farewell, Group, Milestone, Note, Report, ViewerId, ViewerReport, Watched,
+    Command, Eyes, Farewell, Group, Milestone, Note, Report, ViewerId, ViewerReport, Watched,
     net::{Inbox, Socket},
 };
 use crate::viewer::{Abuse, Outlet, Shown, Verifier, Viewer, ViewerError};
@@ -44,6 +44,7 @@ struct Record {
     current: bool,
     path_us: u64,
     path_count: u64,
+    eyes: Option<Arc<Eyes>>,
 }
 
 struct Slot {
@@ -106,6 +107,9 @@ impl Outlet for Out<'_> {
         if !shown.decodable {
             return;
         }
+        if let Some(eyes) = &self.record.eyes {
+            eyes.shown(now);
+        }
         if !std::mem::replace(&mut self.record.first_picture, true) {
             self.note(now, Milestone::FirstPicture);
         }
@@ -136,6 +140,12 @@ impl Outlet for Out<'_> {
 
     fn closed(&mut self, now: Instant) {
         self.note(now, Milestone::Closed);
+    }
+
+    fn message(&mut self, now: Instant, bytes: &[u8]) {
+        if let Some(eyes) = &self.record.eyes {
+            eyes.message(now, bytes);
+        }
     }
 }
 
@@ -193,9 +203,13 @@ impl Thread {
             let more = self.inbox.fill(&slot.socket);
             let now = Instant::now();
             let Slot { viewer, socket, record, .. } = slot;
+            let before = viewer.packets();
             let mut out = Out { socket, record, shared: &self.shared, report: &mut self.report };
             for (from, datagram) in self.inbox.datagrams() {
                 viewer.datagram(now, from, datagram, &mut out);
+            }
+            if let Some(eyes) = &record.eyes {
+                eyes.received(viewer.packets() - before);
             }
             self.schedule(key);
             if !more {
@@ -236,8 +250,8 @@ impl Thread {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Offer { viewer, stream, group, reply } => {
-                let _ = reply.send(self.offer(viewer, stream, group));
+            Command::Offer { viewer, stream, group, eyes, reply } => {
+                let _ = reply.send(self.offer(viewer, stream, group, eyes));
             }
             Command::Answer { viewer, sdp, reply } => {
                 let _ = reply.send(self.answer(viewer, &sdp));
@@ -267,7 +281,13 @@ impl Thread {
         }
     }
 
-    fn offer(&mut self, id: ViewerId, stream: usize, group: Group) -> Result<String, ViewerError> {
+    fn offer(
+        &mut self,
+        id: ViewerId,
+        stream: usize,
+        group: Group,
+        eyes: Option<Arc<Eyes>>,
+    ) -> Result<String, ViewerError> {
         let failed = |e: &dyn std::fmt::Display| ViewerError::Rtc(e.to_string());
         let watched = self.shared.streams.get(stream).ok_or_else(|| failed(&"no such stream"))?;
         let verifier = Verifier::new(Arc::clone(&watched.device), Arc::clone(&watched.window));
@@ -290,6 +310,7 @@ impl Thread {
             current: false,
             path_us: 0,
             path_count: 0,
+            eyes,
         };
         entry.insert(Slot { viewer, socket, record, scheduled: None });
         Ok(sdp)

@@ -78,6 +78,8 @@ pub trait Outlet {
     fn channel_open(&mut self, now: Instant);
     /// It is over.
     fn closed(&mut self, now: Instant);
+    /// A message came on the input channel.
+    fn message(&mut self, now: Instant, bytes: &[u8]);
 }
 
 /// A viewer.
@@ -275,6 +277,11 @@ impl Viewer {
         self.closed = true;
     }
 
+    /// Packets of media that it got so far.
+    pub fn packets(&self) -> u64 {
+        self.media.as_ref().map_or(0, |media| media.counts.packets)
+    }
+
     /// What it came to so far.
     pub fn outcome(&self) -> Outcome {
         self.media.as_ref().map_or_else(Outcome::default, |media| Outcome {
@@ -339,6 +346,7 @@ impl Viewer {
                 }
             }
             Event::ChannelOpen(id, _) if id == self.input => out.channel_open(now),
+            Event::ChannelData(data) if data.id == self.input => out.message(now, &data.data),
             Event::Closed => self.end(now, out),
             _ => {}
         }

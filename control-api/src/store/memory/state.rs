@@ -317,7 +317,10 @@ impl State {
             self.counts.remove(&row.name.stream);
         }
         // The number of viewers is no change of the stream: neither version nor event.
-        if let Some(stream) = self.streams.get_mut(&row.name.stream) {
+        // A row that somebody reads is copied to be changed, so only a change is one.
+        if let Some(stream) = self.streams.get_mut(&row.name.stream)
+            && stream.viewers != counts.connected
+        {
             Arc::make_mut(stream).viewers = counts.connected;
         }
     }
