@@ -124,7 +124,7 @@ impl TokenKey {
         let _ = fs::remove_file(&staged);
         match linked {
             Ok(()) => {
-                tracing::info!(path = %path.display(), "made a new key for join tokens");
+                tracing::info!(path = %path.display(), "made a new token key");
                 Self::from_pkcs8(&der, path)
             }
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Self::load(path),
@@ -151,10 +151,15 @@ impl TokenKey {
 
     /// Signs a join token.
     pub fn mint(&self, claims: &JoinClaims) -> Result<String, TokenError> {
+        self.sign(claims)
+    }
+
+    /// Signs any claims.
+    pub fn sign(&self, claims: &impl serde::Serialize) -> Result<String, TokenError> {
         let mut header = Header::new(Algorithm::EdDSA);
         header.kid = Some(self.kid.clone());
         jsonwebtoken::encode(&header, claims, &self.signing)
-            .map_err(|_| TokenError::Crypto { doing: "sign a join token" })
+            .map_err(|_| TokenError::Crypto { doing: "sign a token" })
     }
 
     /// The public half as a JWK set.
