@@ -4,11 +4,12 @@ use std::{env, error::Error, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "fanlight/types/v1/types.proto",
     "fanlight/control/v1/stream_service.proto",
     "fanlight/control/v1/viewer_service.proto",
     "fanlight/control/v1/node_service.proto",
+    "fanlight/control/v1/event_service.proto",
     "fanlight/node/v1/node_link.proto",
     "fanlight/node/v1/hop.proto",
 ];

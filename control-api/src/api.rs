@@ -17,31 +17,41 @@ use fanlight_proto::{
     FILE_DESCRIPTOR_SET,
     claims::Role,
     control::v1::{
-        node_service_server::NodeServiceServer, stream_service_server::StreamServiceServer,
+        event_service_server::EventServiceServer, node_service_server::NodeServiceServer, stream_service_server::StreamServiceServer,
         viewer_service_server::ViewerServiceServer,
     },
     id::{NodeId, StreamId},
     node::v1::node_link_service_server::NodeLinkServiceServer,
 };
 use serde_json::json;
-use tokio::{net::TcpListener, sync::broadcast::error::RecvError};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, broadcast::error::RecvError},
+};
 use tokio_util::sync::CancellationToken;
 use tonic::{server::NamedService as _, service::Routes, transport::Server};
 use tonic_health::server::HealthReporter;
 
 use crate::{
+    auth::Gate,
     clock::Clock,
     config::ControlConfig,
     http,
     incoming::{mtls, plain},
     invite::Inviter,
     layers,
+    limit::Rates,
     link::{self, LinkServer, Links},
     metrics::METRICS,
-    service::{self, Parts, nodes::Nodes, streams::Streams, viewers::Viewers},
+    rest,
+    service::{
+        self, Parts, events::Events, nodes::Nodes, streams::Streams, viewers::Viewers,
+        watch::MAX_WATCHES,
+    },
     steward::Steward,
     store::{Event, Store, memory::MemoryStore},
     token::TokenKey,
+    webhook,
 };
 
 /// Silence after which a connection is pinged, and the time it has to answer: a half-dead one is
@@ -83,6 +93,12 @@ impl ControlApi {
         let tls = server_config_mtls(&identity, &[b"h2"])?;
         let token = Arc::new(TokenKey::load_or_create(&cfg.token_key_file)?);
 
+        // Who may call.
+        let gate = Arc::new(match &cfg.backend_keys_file {
+            Some(path) => Gate::with_keys(path, &cfg.backend_issuer)?,
+            None => Gate::open(),
+        });
+
         // State, and those who watch it.
         let store = open_store(&cfg);
         let links = Arc::new(Links::default());
@@ -102,6 +118,9 @@ impl ControlApi {
             shutdown.spawn("steward", async move { steward.run(end).await });
         }
         shutdown.spawn("nudges", nudge(Arc::clone(&store), Arc::clone(&links), end.clone()));
+
+        // Events leave from the first one on. Secrets are read before anything is served.
+        webhook::start(&cfg.webhooks, &store, &cfg.replica, &shutdown)?;
 
         // Nodes may link before backends may call: a first call finds a fleet.
         let link_server = LinkServer::new(link::Shared {
@@ -124,8 +143,14 @@ impl ControlApi {
             join_ttl: cfg.join_ttl,
             drain_deadline: cfg.drain_deadline,
             shutdown: shutdown.clone(),
+            watches: Arc::new(Semaphore::new(MAX_WATCHES)),
+            webhooks: cfg.webhooks.clone(),
         });
-        let backends = serve_backends(grpc_listener, &cfg, &parts, end).await?;
+        if cfg.backend_keys_file.is_some() {
+            let (gate, end) = (Arc::clone(&gate), end.clone());
+            shutdown.spawn("backend keys", async move { gate.follow_file(end).await });
+        }
+        let backends = serve_backends(grpc_listener, &cfg, &parts, gate, end).await?;
         shutdown.spawn("gRPC listener", backends);
         tracing::info!(%grpc_addr, %node_addr, replica = cfg.replica, "control API serves");
         Ok(Self { grpc_addr, node_addr, ca, inviter, store, shutdown, demo: cfg.demo })
@@ -233,6 +258,7 @@ async fn serve_backends(
     listener: TcpListener,
     cfg: &ControlConfig,
     parts: &Arc<Parts>,
+    gate: Arc<Gate>,
     end: CancellationToken,
 ) -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -243,7 +269,13 @@ async fn serve_backends(
             .add_service(reflection().build_v1()?)
             .add_service(reflection().build_v1alpha()?);
     }
-    let router = layers::wrap(services, cfg.max_calls)
+    let rates = Arc::new(Rates::new(cfg.rate_per_second, cfg.rate_burst));
+    let calls = layers::wrap(services, cfg.max_calls, gate, rates);
+    // JSON becomes a call on the same chain, so it is merged beside it and not put through it.
+    let router = calls
+        .clone()
+        .merge(rest::routes(&calls)?)
+        .merge(rest::sessions::routes(&calls)?)
         .merge(http::routes(Arc::clone(&parts.store), Arc::clone(&parts.token)));
     let incoming = plain(listener, cfg.max_connections, end.clone());
     set_serving(&health).await;
@@ -283,6 +315,7 @@ fn reflection() -> tonic_reflection::server::Builder<'static> {
         .with_service_name(StreamServiceServer::<Streams>::NAME)
         .with_service_name(ViewerServiceServer::<Viewers>::NAME)
         .with_service_name(NodeServiceServer::<Nodes>::NAME)
+        .with_service_name(EventServiceServer::<Events>::NAME)
         .with_service_name("grpc.health.v1.Health")
 }
 
@@ -290,6 +323,7 @@ async fn set_serving(health: &HealthReporter) {
     health.set_serving::<StreamServiceServer<Streams>>().await;
     health.set_serving::<ViewerServiceServer<Viewers>>().await;
     health.set_serving::<NodeServiceServer<Nodes>>().await;
+    health.set_serving::<EventServiceServer<Events>>().await;
     health.set_service_status("", tonic_health::ServingStatus::Serving).await;
 }
 
@@ -297,6 +331,7 @@ async fn set_stopping(health: &HealthReporter) {
     health.set_not_serving::<StreamServiceServer<Streams>>().await;
     health.set_not_serving::<ViewerServiceServer<Viewers>>().await;
     health.set_not_serving::<NodeServiceServer<Nodes>>().await;
+    health.set_not_serving::<EventServiceServer<Events>>().await;
     health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
 }
 
@@ -330,9 +365,22 @@ pub struct Args {
     /// Base of the addresses by which viewers reach this control API, for WHEP fallbacks
     #[arg(long, value_name = "URL")]
     pub public_url: Option<String>,
-    /// Allow a gRPC listener outside loopback; callers are not authenticated
+    /// Allow a plaintext gRPC listener outside loopback
     #[arg(long)]
     pub allow_insecure: bool,
+    /// Public keys of backends (JWK set); every call needs a token then
+    #[arg(long, value_name = "FILE")]
+    pub backend_keys_file: Option<PathBuf>,
+    /// What to do instead of serving
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What else the role does.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Action {
+    /// Mints a bearer token for a backend, and the keys it needs, for tests and development
+    Token(Box<crate::backend_token::Args>),
 }
 
 impl Args {
@@ -348,6 +396,7 @@ impl Args {
             "replica": self.replica,
             "public_url": self.public_url,
             "allow_insecure": self.allow_insecure.then_some(true),
+            "backend_keys_file": self.backend_keys_file,
         })
     }
 }
@@ -357,6 +406,9 @@ impl Args {
 /// # Errors
 /// A configuration with mistakes, unusable keys, a port in use.
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
+    if let Some(Action::Token(args)) = &args.action {
+        return crate::backend_token::run(args);
+    }
     let loaded = args.config.load_checked(args.flags(), ControlConfig::mistakes)?;
     let Some(cfg): Option<ControlConfig> = loaded else {
         return Ok(());

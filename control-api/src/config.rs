@@ -29,9 +29,22 @@ pub struct ControlConfig {
     /// Address of the backend-facing listener: gRPC, `/whep` redirects, `/livez`. Plaintext HTTP/2
     /// and HTTP/1.1.
     pub grpc_listen: SocketAddr,
-    /// Allows `grpc_listen` outside loopback. Backends are not authenticated yet, so the network
-    /// in front of it has to do that.
+    /// Allows `grpc_listen` outside loopback in plaintext. Without `backend_keys_file` nobody is
+    /// authenticated there; with it tokens travel unencrypted. The network in front of it has to
+    /// do what is missing.
     pub allow_insecure: bool,
+    /// Public keys of backends: a JWK set of Ed25519 keys, read again when it changes. Set: every
+    /// call needs a bearer token signed with one of them. Unset: every caller is the operator.
+    pub backend_keys_file: Option<PathBuf>,
+    /// Issuer that backend tokens name.
+    pub backend_issuer: String,
+    /// Calls per second of one authenticated caller; more are refused with RESOURCE_EXHAUSTED.
+    /// Zero: no limit.
+    pub rate_per_second: u32,
+    /// Calls that one caller may make at once after a pause.
+    pub rate_burst: u32,
+    /// Where events are sent.
+    pub webhooks: Vec<WebhookConfig>,
     /// Address of the node-facing listener (mTLS).
     pub node_listen: SocketAddr,
     /// Address of the operators' listener; unset: none.
@@ -84,6 +97,11 @@ impl Default for ControlConfig {
             replica: "control".to_owned(),
             grpc_listen: loopback(8090),
             allow_insecure: false,
+            backend_keys_file: None,
+            backend_issuer: "fanlight-backend".to_owned(),
+            rate_per_second: 200,
+            rate_burst: 400,
+            webhooks: Vec::new(),
             node_listen: loopback(8091),
             admin_listen: None,
             store: "memory://".to_owned(),
@@ -105,6 +123,52 @@ impl Default for ControlConfig {
     }
 }
 
+/// A webhook: an address that events are POSTed to as CloudEvents 1.0.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WebhookConfig {
+    /// Its name, unique; progress is kept under it.
+    pub name: String,
+    /// `http://` or `https://`.
+    pub url: String,
+    /// File with the secret of the HMAC-SHA256 signature (at least 16 bytes; mode 0600).
+    pub secret_file: PathBuf,
+    /// Only events whose type begins with one of these; empty: all.
+    pub types: Vec<String>,
+    /// Only events of streams and viewers of this tenant; unset: all, those of nodes too.
+    pub tenant: Option<String>,
+    /// Further CA certificates trusted for `https://` (PEM).
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Most webhooks; each costs a task and a connection.
+const MAX_WEBHOOKS: usize = 16;
+
+fn webhook_mistakes(webhooks: &[WebhookConfig]) -> Vec<(&'static str, String)> {
+    let mut all = Vec::new();
+    if webhooks.len() > MAX_WEBHOOKS {
+        all.push(("webhooks", format!("at most {MAX_WEBHOOKS} are allowed")));
+    }
+    let mut names = std::collections::BTreeSet::new();
+    for w in webhooks {
+        if let Err(e) = NodeId::parse(&w.name) {
+            all.push(("webhooks.name", e.to_string().replace("node id", "the name")));
+        } else if !names.insert(&w.name) {
+            all.push(("webhooks.name", format!("{:?} is there twice", w.name)));
+        }
+        let uri = w.url.parse::<http::Uri>().ok();
+        let scheme = uri.as_ref().and_then(http::Uri::scheme_str);
+        if !matches!(scheme, Some("http" | "https")) || uri.is_none_or(|u| u.host().is_none()) {
+            // An address may carry a secret of its own, so it is not repeated.
+            all.push(("webhooks.url", format!("that of {:?} is not an http(s) URL", w.name)));
+        }
+        if w.secret_file.as_os_str().is_empty() {
+            all.push(("webhooks.secret_file", format!("{:?} has none", w.name)));
+        }
+    }
+    all
+}
+
 impl ControlConfig {
     /// Everything that is wrong with it.
     pub fn mistakes(&self) -> Vec<Mistake> {
@@ -114,14 +178,27 @@ impl ControlConfig {
             wrong("replica", e.to_string());
         }
         if !self.grpc_listen.ip().is_loopback() && !self.allow_insecure {
+            let lacks = match self.backend_keys_file {
+                None => "callers are not authenticated",
+                Some(_) => "tokens would travel unencrypted",
+            };
             wrong(
                 "grpc_listen",
                 format!(
-                    "{} is not loopback and callers are not authenticated; set allow_insecure if \
-                     the network in front of it does that",
+                    "{} is not loopback and {lacks}; set allow_insecure if the network in front \
+                     of it takes care of that",
                     self.grpc_listen
                 ),
             );
+        }
+        if self.backend_issuer.is_empty() {
+            wrong("backend_issuer", "must not be empty".to_owned());
+        }
+        if self.rate_per_second > 0 && self.rate_burst == 0 {
+            wrong("rate_burst", "must be above zero".to_owned());
+        }
+        for (key, what) in webhook_mistakes(&self.webhooks) {
+            wrong(key, what);
         }
         if self.store != "memory://" {
             wrong("store", "only memory:// is supported".to_owned());

@@ -93,7 +93,8 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::ViewerNotFound
         | Reason::NodeNotFound
         | Reason::SessionNotFound
-        | Reason::DeviceUnknown => Code::NotFound,
+        | Reason::DeviceUnknown
+        | Reason::WebhookNotFound => Code::NotFound,
         Reason::StreamExists | Reason::ViewerExists => Code::AlreadyExists,
         Reason::EtagMismatch => Code::Aborted,
         Reason::DeviceOffline
@@ -104,14 +105,19 @@ pub fn code_of(reason: Reason) -> Code {
         | Reason::OriginDraining
         | Reason::MoveAsked
         | Reason::PushBroken => Code::FailedPrecondition,
-        Reason::NodeAtCapacity | Reason::StreamLimit | Reason::TableFull | Reason::Overloaded => {
-            Code::ResourceExhausted
-        }
+        Reason::NodeAtCapacity
+        | Reason::StreamLimit
+        | Reason::TableFull
+        | Reason::Overloaded
+        | Reason::SlowWatcher
+        | Reason::RateLimited => Code::ResourceExhausted,
+        Reason::PositionExpired => Code::OutOfRange,
         Reason::TokenMissing | Reason::TokenInvalid | Reason::TokenExpired => Code::Unauthenticated,
         Reason::PublishDenied
         | Reason::TokenForeign
         | Reason::ViewerBarred
-        | Reason::NodeIdentity => Code::PermissionDenied,
+        | Reason::NodeIdentity
+        | Reason::ScopeMissing => Code::PermissionDenied,
         Reason::Draining | Reason::StoreUnavailable => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Unsupported => Code::Unimplemented,

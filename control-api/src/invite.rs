@@ -28,7 +28,7 @@ use crate::{
     service::translate,
     store::{
         JoinViewer, KickViewer, Once, RequestKey, Store,
-        rows::{StreamRow, ViewerPhase, ViewerRow},
+        rows::{NodeRow, StreamRow, ViewerPhase, ViewerRow},
     },
     token::TokenKey,
 };
@@ -120,16 +120,25 @@ impl Inviter {
         }
     }
 
+    /// What a placement of a viewer would see and choose now; changes nothing.
+    pub async fn explain(&self, stream: &StreamRow) -> Result<place::Decision, ControlError> {
+        Ok(self.decide(stream, &self.store.routers().await?))
+    }
+
+    fn decide(&self, stream: &StreamRow, fleet: &[Arc<NodeRow>]) -> place::Decision {
+        let carriers: Vec<NodeId> = stream.accepted.iter().map(|a| a.node.clone()).collect();
+        let ask = place::EdgeAsk { region: "", carriers: &carriers, replicas: self.replicas };
+        place::edge(fleet, &ask, &mut StdRng::from_os_rng())
+    }
+
     /// The router the viewer joins, and its address there.
     async fn place(&self, stream: &StreamRow) -> Result<(NodeId, String), ControlError> {
-        let carriers: Vec<NodeId> = stream.accepted.iter().map(|a| a.node.clone()).collect();
         // Only who carries the stream can be picked: the fleet is not read for one viewer.
-        let mut fleet = Vec::with_capacity(carriers.len());
-        for carrier in &carriers {
-            fleet.extend(self.store.node(carrier.clone()).await?);
+        let mut fleet = Vec::with_capacity(1);
+        for carrier in &stream.accepted {
+            fleet.extend(self.store.node(carrier.node.clone()).await?);
         }
-        let ask = place::EdgeAsk { region: "", carriers: &carriers, replicas: self.replicas };
-        let decision = place::edge(&fleet, &ask, &mut rand::rng());
+        let decision = self.decide(stream, &fleet);
         let url = decision.pick.as_ref().and_then(|pick| {
             let row = fleet.iter().find(|n| n.id == pick.node)?;
             whep_url(&row.addresses().whep_base_url, &stream.id)

@@ -2,24 +2,33 @@
 //! limits of connections (`incoming.rs`). Invariant: a call that is refused here is answered as a
 //! gRPC status with a reason, never by a broken connection.
 
-use std::{collections::BTreeSet, sync::LazyLock, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use axum::{
     body::Body,
     error_handling::HandleErrorLayer,
-    extract::Request,
-    middleware::{Next, from_fn},
+    extract::{Request, State},
+    middleware::{Next, from_fn, from_fn_with_state},
     response::Response,
 };
 use fanlight_proto::{FILE_DESCRIPTOR_SET, reason::Reason};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderValue, header};
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::Status;
 use tower::{BoxError, ServiceBuilder, limit::GlobalConcurrencyLimitLayer};
 use tracing::Instrument as _;
 
-use crate::{auth, error::ControlError, metrics as m};
+use crate::{
+    auth::{Gate, Principal},
+    error::ControlError,
+    limit::Rates,
+    metrics as m,
+};
 
 /// Deadline of a call that brings none.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(5);
@@ -35,7 +44,12 @@ pub const MAX_RESPONSE_BYTES: usize = 16 * 1024 * 1024;
 pub struct Deadline(pub Instant);
 
 /// Puts the chain around the gRPC services, outermost first.
-pub fn wrap(services: tonic::service::Routes, max_calls: usize) -> axum::Router {
+pub fn wrap(
+    services: tonic::service::Routes,
+    max_calls: usize,
+    gate: Arc<Gate>,
+    rates: Arc<Rates>,
+) -> axum::Router {
     let chain = ServiceBuilder::new()
         // One span, one counter and one timing per call, whatever happens below.
         .layer(from_fn(observe))
@@ -44,8 +58,10 @@ pub fn wrap(services: tonic::service::Routes, max_calls: usize) -> axum::Router 
         // Too many in flight: refuse at once rather than queue.
         .load_shed()
         .layer(GlobalConcurrencyLimitLayer::new(max_calls))
-        // Who calls.
-        .layer(from_fn(identify))
+        // Who calls, and whether it may call this.
+        .layer(from_fn_with_state(gate, identify))
+        // How often.
+        .layer(from_fn_with_state(rates, limit_rate))
         // How long it may take.
         .layer(from_fn(limit_time));
     // Message sizes are limited where messages are decoded: `service::sized!`.
@@ -53,15 +69,16 @@ pub fn wrap(services: tonic::service::Routes, max_calls: usize) -> axum::Router 
 }
 
 /// Methods of our own services, `/package.Service/Method`. Bounds the label values that a caller
-/// can make us keep.
-static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+/// can make us keep. True: it answers a stream.
+static METHODS: LazyLock<BTreeMap<String, bool>> = LazyLock::new(|| {
     let set = prost_types::FileDescriptorSet::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
-    let mut methods = BTreeSet::new();
+    let mut methods = BTreeMap::new();
     for file in &set.file {
         for service in &file.service {
             for method in &service.method {
-                let (package, service, method) = (file.package(), service.name(), method.name());
-                methods.insert(format!("/{package}.{service}/{method}"));
+                let (package, service, name) = (file.package(), service.name(), method.name());
+                let path = format!("/{package}.{service}/{name}");
+                methods.insert(path, method.server_streaming());
             }
         }
     }
@@ -69,7 +86,8 @@ static METHODS: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
 });
 
 fn method_label(path: &str) -> &'static str {
-    METHODS.get(path).map_or("other", |m| m.rsplit('/').next().unwrap_or("other"))
+    let known = METHODS.get_key_value(path).and_then(|(known, _)| known.rsplit('/').next());
+    known.unwrap_or("other")
 }
 
 async fn observe(request: Request, next: Next) -> Response {
@@ -92,19 +110,27 @@ async fn shed(_why: BoxError) -> Response {
     refuse(ControlError::new(Reason::Overloaded, why).retry_in(Duration::from_millis(500)))
 }
 
-async fn identify(mut request: Request, next: Next) -> Response {
-    match auth::authenticate(&request) {
+async fn identify(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
+    match gate.admit(request.uri().path(), request.headers()) {
         Ok(principal) => {
             request.extensions_mut().insert(principal);
             next.run(request).await
         }
-        Err(status) => status.into_http::<Body>(),
+        Err(refusal) => refuse(refusal),
+    }
+}
+
+async fn limit_rate(State(rates): State<Arc<Rates>>, request: Request, next: Next) -> Response {
+    let taken = request.extensions().get::<Principal>().map_or(Ok(()), |who| rates.take(who));
+    match taken {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refuse(refusal),
     }
 }
 
 async fn limit_time(mut request: Request, next: Next) -> Response {
-    // Health and reflection may be watched for as long as the caller likes.
-    if !METHODS.contains(request.uri().path()) {
+    // Health, reflection and what answers a stream may be watched for as long as the caller likes.
+    if METHODS.get(request.uri().path()).is_none_or(|streams| *streams) {
         return next.run(request).await;
     }
     let limit = match deadline_of(request.headers()) {
@@ -155,7 +181,14 @@ fn deadline_of(headers: &HeaderMap) -> Result<Duration, ControlError> {
 }
 
 fn refuse(error: ControlError) -> Response {
-    Status::from(error).into_http::<Body>()
+    let retry = error.retry;
+    let mut response = Status::from(error).into_http::<Body>();
+    if let Some(after) = retry {
+        // For proxies and plain HTTP clients, beside RetryInfo; whole seconds, rounded up.
+        let seconds = HeaderValue::from(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX));
+        response.headers_mut().insert(header::RETRY_AFTER, seconds);
+    }
+    response
 }
 
 fn code_word(code: tonic::Code) -> &'static str {

@@ -11,6 +11,20 @@ pub(crate) const CALL_SECONDS: &str = "fanlight_control_call_seconds";
 pub(crate) const SHED: &str = "fanlight_control_calls_shed_total";
 /// Calls refused for their deadline, or ended by it.
 pub(crate) const DEADLINES: &str = "fanlight_control_deadlines_total";
+/// Calls judged by their token.
+pub(crate) const AUTH: &str = "fanlight_control_auth_total";
+/// Calls refused for their rate.
+pub(crate) const RATE_LIMITED: &str = "fanlight_control_rate_limited_total";
+/// Watches begun.
+pub(crate) const WATCHES_OPENED: &str = "fanlight_control_watches_opened_total";
+/// Watches ended.
+pub(crate) const WATCHES_CLOSED: &str = "fanlight_control_watches_closed_total";
+/// Deliveries to webhooks.
+pub(crate) const WEBHOOKS: &str = "fanlight_control_webhook_deliveries_total";
+/// Events given up.
+pub(crate) const DEAD_LETTERS: &str = "fanlight_control_webhook_dead_letters_total";
+/// Events that fell out of the ring before a webhook took them.
+pub(crate) const WEBHOOK_GAPS: &str = "fanlight_control_webhook_gaps_total";
 /// Links opened.
 pub(crate) const LINKS_OPENED: &str = "fanlight_control_links_opened_total";
 /// Links closed.
@@ -50,6 +64,22 @@ pub const METRICS: &[MetricDoc] = &[
     MetricDoc::counter(
         DEADLINES,
         "gRPC calls whose deadline was refused as too long, or passed; label `what`.",
+    ),
+    MetricDoc::counter(
+        AUTH,
+        "Calls judged by their token; label `result` is admitted, refused, expired or scope.",
+    ),
+    MetricDoc::counter(RATE_LIMITED, "Calls refused because their caller calls too often."),
+    MetricDoc::counter(WATCHES_OPENED, "Watches of streams, viewers and events begun."),
+    MetricDoc::counter(WATCHES_CLOSED, "Watches ended; label `why`."),
+    MetricDoc::counter(
+        WEBHOOKS,
+        "Deliveries to webhooks; label `result` is taken, retried, refused or dead.",
+    ),
+    MetricDoc::counter(DEAD_LETTERS, "Events that became dead letters of a webhook."),
+    MetricDoc::counter(
+        WEBHOOK_GAPS,
+        "Times a webhook was so far behind that events it had not taken were no longer kept.",
     ),
     MetricDoc::counter(LINKS_OPENED, "Node links welcomed; label `kind`."),
     MetricDoc::counter(LINKS_CLOSED, "Node links ended; label `kind`."),

@@ -260,6 +260,17 @@ impl Steward {
         Ok(())
     }
 
+    /// What a placement of the stream's origin would see and choose now; changes nothing.
+    pub async fn explain(&self, row: &StreamRow) -> Result<place::Decision, ControlError> {
+        let ingest = match self.store.find_device(row.device.clone()).await? {
+            DeviceAt::Online(node) => Some(node),
+            DeviceAt::Offline(_) | DeviceAt::Unknown => row.ingest.clone(),
+        };
+        // Without a worker only the stream's own region is asked for.
+        let unknown = || NodeId::parse("unknown").map_err(crate::error::bad_id("ingest_node"));
+        self.decide(row, &ingest.map_or_else(unknown, Ok)?).await
+    }
+
     async fn decide(
         &self,
         row: &StreamRow,

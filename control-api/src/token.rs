@@ -126,7 +126,7 @@ impl TokenKey {
         let _ = fs::remove_file(&staged);
         match linked {
             Ok(()) => {
-                tracing::info!(path = %path.display(), "made a new key for join tokens");
+                tracing::info!(path = %path.display(), "made a new token key");
                 Self::from_pkcs8(&der, path)
             }
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Self::load(path),
@@ -159,7 +159,12 @@ impl TokenKey {
     /// Signs a join token. By hand, because the library derives the key pair from its file again for
     /// every signature, which costs as much as the signature.
     pub fn mint(&self, claims: &JoinClaims) -> Result<String, TokenError> {
-        let failed = |_| TokenError::Crypto { doing: "sign a join token" };
+        self.sign(claims)
+    }
+
+    /// Signs any claims.
+    pub fn sign(&self, claims: &impl serde::Serialize) -> Result<String, TokenError> {
+        let failed = |_| TokenError::Crypto { doing: "sign a token" };
         let claims = serde_json::to_vec(claims).map_err(failed)?;
         let mut token = String::with_capacity(self.header.len() + claims.len() * 4 / 3 + 96);
         token.push_str(&self.header);

@@ -105,6 +105,16 @@ reasons! {
     MoveAsked = "MOVE_ASKED",
     /// The ingest worker cannot push to the origin router.
     PushBroken = "PUSH_BROKEN",
+    /// The position or resume token is older than what is kept, or of another life of the store.
+    PositionExpired = "POSITION_EXPIRED",
+    /// A watcher read more slowly than things changed; resume from the last token.
+    SlowWatcher = "SLOW_WATCHER",
+    /// The caller called more often than it may; retry later.
+    RateLimited = "RATE_LIMITED",
+    /// The caller's token does not grant what the method needs.
+    ScopeMissing = "SCOPE_MISSING",
+    /// No webhook of that name is configured.
+    WebhookNotFound = "WEBHOOK_NOT_FOUND",
     /// A fault of ours; it is logged.
     Internal = "INTERNAL",
 }

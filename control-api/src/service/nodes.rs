@@ -1,19 +1,20 @@
-//! `NodeService`. Translates only: what a drain leads to is the steward's. Invariant: what a list
-//! shows is one snapshot per page.
+//! `NodeService`. Translates only: what a drain leads to is the steward's, what is picked the
+//! placement's. Invariant: what a list shows is one snapshot per page.
 
 use std::{sync::Arc, time::Duration};
 
 use fanlight_proto::{
     control::v1::{
-        DrainNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
-        UndrainNodeRequest, node_service_server::NodeService,
+        DrainNodeRequest, ExplainPlacementRequest, ExplainPlacementResponse, GetNodeRequest,
+        ListNodesRequest, ListNodesResponse, Node, PlacementKind, UndrainNodeRequest,
+        explain_placement_response::Candidate, node_service_server::NodeService,
     },
     id::NodeId,
     reason::Reason,
 };
 use tonic::{Request, Response, Status};
 
-use super::{Parts, check::Fields, translate};
+use super::{Parts, caller, check::Fields, streams::stream_name, translate};
 use crate::{
     error::{ControlError, bad_id},
     metrics as m,
@@ -89,6 +90,37 @@ impl NodeService for Nodes {
         Ok(Response::new(ListNodesResponse {
             next_page_token: last.map(|r| pager.token(r.id.as_str())).unwrap_or_default(),
             nodes: page.rows.iter().map(|r| translate::node(r)).collect(),
+        }))
+    }
+
+    async fn explain_placement(
+        &self,
+        request: Request<ExplainPlacementRequest>,
+    ) -> Result<Response<ExplainPlacementResponse>, Status> {
+        let who = caller(&request)?;
+        let body = request.into_inner();
+        let row = self.0.stream_of(&who, &stream_name("stream", &body.stream)?).await?;
+        let kind = match body.kind() {
+            PlacementKind::Unspecified if row.accepted.is_none() => PlacementKind::Origin,
+            PlacementKind::Unspecified => PlacementKind::Edge,
+            kind => kind,
+        };
+        let decision = match kind {
+            PlacementKind::Edge => self.0.inviter.explain(&row).await?,
+            _ => self.0.steward.explain(&row).await?,
+        };
+        let carries = |node: &NodeId| row.accepted.as_ref().is_some_and(|a| a.node == *node);
+        let candidate = |c: &crate::place::Candidate| Candidate {
+            node: c.node.resource_name(),
+            corrected_stress_permille: c.stress_permille,
+            already_carries_stream: carries(&c.node),
+            excluded_by: c.excluded.map(|why| why.to_string()).unwrap_or_default(),
+            region_step: c.step.into(),
+        };
+        Ok(Response::new(ExplainPlacementResponse {
+            candidates: decision.candidates.iter().map(candidate).collect(),
+            chosen: decision.pick.map(|c| c.node.resource_name()).unwrap_or_default(),
+            kind: kind.into(),
         }))
     }
 }

@@ -6,24 +6,29 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use fanlight_proto::{
     control::v1::{
-        CreateViewerRequest, CreateViewerResponse, GetViewerRequest, KickViewerRequest,
-        KickViewerResponse, ListViewersRequest, ListViewersResponse, Viewer,
-        viewer_service_server::ViewerService,
+        BatchCreateViewersRequest, BatchCreateViewersResponse, CreateViewerRequest,
+        CreateViewerResponse, CreateViewerResult, GetViewerRequest, KickViewerRequest,
+        KickViewerResponse, ListViewersRequest, ListViewersResponse, Viewer, WatchViewersRequest,
+        WatchViewersResponse, create_viewer_result, viewer_service_server::ViewerService,
     },
     id::{StreamId, ViewerId, ViewerName},
     types::v1::{ViewerGrants, ViewerRole},
 };
+use futures::stream;
 use prost::Message as _;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Parts,
+    Parts, batch, caller,
     check::{Fields, MAX_LONG},
     deadline,
-    streams::stream_name,
+    streams::{method, stream_name},
     translate,
+    viewer_watch::ViewerSource,
+    watch::{self, Start, Watch, position},
 };
 use crate::{
+    auth::Principal,
     config::MAX_JOIN_TTL,
     error::{ControlError, bad_id},
     invite::{Invitation, fresh_uuid},
@@ -46,16 +51,66 @@ impl ViewerService for Viewers {
         &self,
         request: Request<CreateViewerRequest>,
     ) -> Result<Response<CreateViewerResponse>, Status> {
-        let invitation = self.read_create(&request.into_inner())?;
-        Ok(Response::new(self.0.inviter.invite(&invitation).await?))
+        let who = caller(&request)?;
+        Ok(Response::new(self.create_one(&who, request.into_inner()).await?))
+    }
+
+    async fn batch_create_viewers(
+        &self,
+        request: Request<BatchCreateViewersRequest>,
+    ) -> Result<Response<BatchCreateViewersResponse>, Status> {
+        let who = caller(&request)?;
+        let body = request.into_inner();
+        batch::check(body.requests.len())?;
+        let parent = body.parent;
+        let same = |r: &CreateViewerRequest| r.parent.is_empty() || r.parent == parent;
+        if !body.requests.iter().all(same) {
+            let why = "must be empty, or the parent of the batch";
+            return Err(ControlError::field("requests.parent", why).into());
+        }
+        let items = body.requests.into_iter().map(|mut request| {
+            request.parent.clone_from(&parent);
+            self.create_one(&who, request)
+        });
+        let results = batch::run(stream::iter(items)).await;
+        let now = self.0.store.now_us();
+        let result = |r: Result<CreateViewerResponse, Status>| CreateViewerResult {
+            result: Some(match r {
+                Ok(answer) => create_viewer_result::Result::Response(answer),
+                Err(e) => create_viewer_result::Result::Error(batch::item_status(&e, now)),
+            }),
+        };
+        let results = results.into_iter().map(result).collect();
+        Ok(Response::new(BatchCreateViewersResponse { results }))
+    }
+
+    type WatchViewersStream = Watch<WatchViewersResponse>;
+
+    async fn watch_viewers(
+        &self,
+        request: Request<WatchViewersRequest>,
+    ) -> Result<Response<Self::WatchViewersStream>, Status> {
+        let who = caller(&request)?;
+        let body = request.into_inner();
+        let mut fields = Fields::new();
+        fields.filter(&body.filter);
+        fields.done()?;
+        let stream = self.parent(&who, &body.parent).await?;
+        let begin = match body.resume_token.as_str() {
+            "" => Start::State,
+            token => Start::After(position("resume_token", token)?),
+        };
+        Ok(Response::new(watch::start(&self.0, ViewerSource::new(who, stream), begin)?))
     }
 
     async fn get_viewer(
         &self,
         request: Request<GetViewerRequest>,
     ) -> Result<Response<Viewer>, Status> {
+        let who = caller(&request)?;
         let name = request.into_inner().name;
         let name = ViewerName::parse(&name).map_err(bad_id("name"))?;
+        self.seen(&who, &name).await?;
         let row = self.0.store.viewer(name.clone()).await?;
         let row = row.ok_or_else(|| ControlError::no_viewer(name.to_string()))?;
         Ok(Response::new(translate::viewer(&row)))
@@ -65,29 +120,28 @@ impl ViewerService for Viewers {
         &self,
         request: Request<ListViewersRequest>,
     ) -> Result<Response<ListViewersResponse>, Status> {
+        let who = caller(&request)?;
         let body = request.into_inner();
         let mut fields = Fields::new();
         fields.filter(&body.filter);
         fields.done()?;
-        let stream = match body.parent.as_str() {
-            ALL => None,
-            parent => Some(stream_name("parent", parent)?),
-        };
-        if let Some(id) = &stream
-            && self.0.store.stream(id.clone()).await?.is_none()
-        {
-            return Err(ControlError::no_stream(id.resource_name()).into());
-        }
-        let pager = Pager::new(self.0.token.seal(), &["ListViewers", &body.parent]);
+        let stream = self.parent(&who, &body.parent).await?;
+        let pager = Pager::new(self.0.token.seal(), &["ListViewers", &body.parent, who.realm()]);
         let after = pager.after(&body.page_token)?;
         let after =
             after.map(|a| ViewerName::parse(&a)).transpose().map_err(bad_id("page_token"))?;
-        let page = self.0.store.page_viewers(stream, after, page::size(body.page_size)?).await?;
+        let size = page::size(body.page_size)?;
+        let page = self.0.store.page_viewers(stream, after, size).await?;
         let last = page.rows.last().filter(|_| page.more);
-        Ok(Response::new(ListViewersResponse {
-            next_page_token: last.map(|r| pager.token(&r.name.to_string())).unwrap_or_default(),
-            viewers: page.rows.iter().map(|r| translate::viewer(r)).collect(),
-        }))
+        let next_page_token = last.map(|r| pager.token(&r.name.to_string())).unwrap_or_default();
+        let mut viewers = Vec::with_capacity(page.rows.len());
+        for row in &page.rows {
+            // Of `streams/-` a confined caller is told what is its own; a page may be short.
+            if who.tenant.is_none() || !self.0.is_foreign(&who, &row.name.stream).await? {
+                viewers.push(translate::viewer(row));
+            }
+        }
+        Ok(Response::new(ListViewersResponse { viewers, next_page_token }))
     }
 
     async fn kick_viewer(
@@ -95,14 +149,16 @@ impl ViewerService for Viewers {
         request: Request<KickViewerRequest>,
     ) -> Result<Response<KickViewerResponse>, Status> {
         let deadline = deadline(&request);
+        let who = caller(&request)?;
         let body = request.into_inner();
         let mut fields = Fields::new();
         let name = fields.id("name", ViewerName::parse(&body.name));
         fields.text("reason", &body.reason);
         let ban = fields.duration("ban", body.ban, MAX_LONG).unwrap_or_default();
-        let key = fields.request("KickViewer", &body.request_id, &body, KEEP);
+        let key = fields.request(&method("KickViewer", &who), &body.request_id, &body, KEEP);
         fields.done()?;
         let name = name.ok_or_else(|| ControlError::field("name", "must be set"))?;
+        self.seen(&who, &name).await?;
         let intent = KickViewer { name, reason: body.reason, ban, request: key };
         let acknowledged = self.0.inviter.kick(intent, deadline).await?;
         let answer = KickViewerResponse { acknowledged };
@@ -116,7 +172,42 @@ impl ViewerService for Viewers {
 }
 
 impl Viewers {
-    fn read_create(&self, body: &CreateViewerRequest) -> Result<Invitation, ControlError> {
+    async fn create_one(
+        &self,
+        who: &Principal,
+        body: CreateViewerRequest,
+    ) -> Result<CreateViewerResponse, Status> {
+        let invitation = self.read_create(who, &body)?;
+        if self.0.is_foreign(who, &invitation.name.stream).await? {
+            let name = invitation.name.stream.resource_name();
+            return Err(ControlError::no_stream(name).into());
+        }
+        Ok(self.0.inviter.invite(&invitation).await?)
+    }
+
+    /// The stream that is meant; `None`: all of them.
+    async fn parent(
+        &self,
+        who: &Principal,
+        parent: &str,
+    ) -> Result<Option<StreamId>, ControlError> {
+        if parent == ALL {
+            return Ok(None);
+        }
+        let id = stream_name("parent", parent)?;
+        self.0.stream_of(who, &id).await?;
+        Ok(Some(id))
+    }
+
+    /// Refuses what is another tenant's as if it were not there.
+    async fn seen(&self, who: &Principal, name: &ViewerName) -> Result<(), ControlError> {
+        if self.0.is_foreign(who, &name.stream).await? {
+            return Err(ControlError::no_viewer(name.to_string()));
+        }
+        Ok(())
+    }
+
+    fn read_create(&self, who: &Principal, body: &CreateViewerRequest) -> Result<Invitation, ControlError> {
         let mut fields = Fields::new();
         let stream = fields.id("parent", StreamId::from_resource_name(&body.parent));
         let fresh = || format!("v-{}", fresh_uuid().simple());
@@ -132,7 +223,7 @@ impl Viewers {
         let ip = &body.client_ip;
         let known = ip.is_empty() || ip.parse::<std::net::IpAddr>().is_ok();
         fields.must("client_ip", known, "is not an IP address");
-        let request = fields.request("CreateViewer", &body.request_id, body, KEEP);
+        let request = fields.request(&method("CreateViewer", who), &body.request_id, body, KEEP);
         if let (Some(stream), Some(viewer)) = (&stream, &viewer) {
             let name = ViewerName { stream: stream.clone(), viewer: viewer.clone() }.to_string();
             let same = given.name.is_empty() || given.name == name;

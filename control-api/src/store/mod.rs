@@ -3,6 +3,7 @@
 //! clock, and is safe to repeat, so that a caller that saw a timeout may ask again.
 
 pub mod memory;
+pub mod outbox;
 pub mod rows;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -20,6 +21,7 @@ use tokio::sync::broadcast;
 use uuid::Uuid;
 
 use crate::error::ControlError;
+use outbox::{DeadLetters, Position, RecordPage, RelayClaim, RelayStep};
 use rows::{NodeRow, PushToken, StreamRow, ViewerRow};
 
 /// Answer of an intent.
@@ -107,6 +109,40 @@ pub struct StarveStream {
     pub reason: Reason,
     /// Look again after this.
     pub retry: Duration,
+}
+
+/// What of a stream a caller may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SpecField {
+    /// All labels.
+    Labels,
+    /// All of the video settings.
+    Video,
+    /// All of the audio settings.
+    Audio,
+    /// All limits.
+    Limits,
+    /// The limit of viewers.
+    MaxViewers,
+    /// The limit of controllers.
+    MaxControllers,
+    /// The region it is wanted in; counts from the next placement on.
+    PreferredRegion,
+}
+
+/// Changes what a caller may change of a stream.
+#[derive(Clone, Debug)]
+pub struct UpdateStream {
+    /// The stream.
+    pub id: StreamId,
+    /// Refused with `ETAG_MISMATCH` when the row's version is another.
+    pub version: Option<u64>,
+    /// Where the new values are.
+    pub spec: Arc<Stream>,
+    /// Which of them are taken.
+    pub fields: Vec<SpecField>,
+    /// Identity of the call.
+    pub request: Option<RequestKey>,
 }
 
 /// Ends a stream.
@@ -250,6 +286,8 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn defer_stream(&self, stream: StreamId, after: Duration) -> Reply<'_, ()>;
     /// A node's word on a stream; ignored when its epoch is not the newest.
     fn report_stream(&self, link: LinkId, report: StreamReport) -> Reply<'_, ()>;
+    /// Changes a stream. `STREAM_NOT_FOUND`, `ETAG_MISMATCH`, `REQUEST_ID_REUSED`.
+    fn update_stream(&self, intent: UpdateStream) -> Reply<'_, Once<Arc<StreamRow>>>;
     /// Ends a stream and its viewers; answers how many viewers were closed.
     fn delete_stream(&self, intent: DeleteStream) -> Reply<'_, Once<u32>>;
     /// Reads a stream.
@@ -308,6 +346,23 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     fn wants(&self, node: NodeId) -> Reply<'_, WantView>;
     /// Which worker has a device.
     fn find_device(&self, device: DeviceId) -> Reply<'_, DeviceAt>;
+
+    /// Records after a position, oldest first; zero: from the oldest that is kept. With a limit of
+    /// zero only the head is answered. `POSITION_EXPIRED` when records after it are gone.
+    fn read_events(&self, after: Position, limit: usize) -> Reply<'_, RecordPage>;
+    /// Takes or renews a replica's right to relay events to a webhook; `None`: another has it.
+    fn claim_relay(
+        &self,
+        webhook: String,
+        holder: String,
+        lease: Duration,
+    ) -> Reply<'_, Option<RelayClaim>>;
+    /// Stores how far a webhook is. False: the claim was lost, nothing is stored.
+    fn advance_relay(&self, step: RelayStep) -> Reply<'_, bool>;
+    /// What a webhook did not take.
+    fn dead_letters(&self, webhook: String) -> Reply<'_, DeadLetters>;
+    /// Sends dead letters again; none named: all. Answers how many.
+    fn replay_dead(&self, webhook: String, positions: Vec<Position>) -> Reply<'_, u32>;
 
     /// Records the answer of a call; `None` forgets the call, so that it may be tried anew.
     fn finish_request(&self, key: RequestKey, answer: Option<Bytes>) -> Reply<'_, ()>;

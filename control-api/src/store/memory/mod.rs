@@ -8,6 +8,7 @@ pub(crate) mod fixtures;
 #[cfg(test)]
 mod model_test;
 mod nodes;
+mod outbox;
 mod requests;
 mod state;
 mod streams;
@@ -25,10 +26,12 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 pub use state::{Limits, State};
+pub(crate) use streams::merged;
 
 use super::{
     AssignOrigin, Census, CreateStream, DeleteStream, DeviceAt, Event, JoinViewer, KickViewer,
-    LinkId, LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, WantView,
+    LinkId, LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, UpdateStream, WantView,
+    outbox::{DeadLetters, Position, RecordPage, RelayClaim, RelayStep},
     rows::{NodeRow, StreamRow, ViewerRow},
 };
 use crate::{
@@ -109,6 +112,10 @@ impl Store for MemoryStore {
 
     fn report_stream(&self, link: LinkId, report: StreamReport) -> Reply<'_, ()> {
         self.done(|s, now| s.report_stream(now, &link, &report))
+    }
+
+    fn update_stream(&self, i: UpdateStream) -> Reply<'_, Once<Arc<StreamRow>>> {
+        self.done(|s, now| s.update_stream(now, i))
     }
 
     fn delete_stream(&self, i: DeleteStream) -> Reply<'_, Once<u32>> {
@@ -206,6 +213,31 @@ impl Store for MemoryStore {
 
     fn find_device(&self, device: DeviceId) -> Reply<'_, DeviceAt> {
         self.done(|s, _| Ok(s.find_device(&device)))
+    }
+
+    fn read_events(&self, after: Position, limit: usize) -> Reply<'_, RecordPage> {
+        self.done(|s, _| s.read_events(after, limit))
+    }
+
+    fn claim_relay(
+        &self,
+        webhook: String,
+        holder: String,
+        lease: Duration,
+    ) -> Reply<'_, Option<RelayClaim>> {
+        self.done(|s, now| s.claim_relay(now, &webhook, &holder, lease))
+    }
+
+    fn advance_relay(&self, step: RelayStep) -> Reply<'_, bool> {
+        self.done(|s, now| Ok(s.advance_relay(now, step)))
+    }
+
+    fn dead_letters(&self, webhook: String) -> Reply<'_, DeadLetters> {
+        self.done(|s, _| Ok(s.dead_letters(&webhook)))
+    }
+
+    fn replay_dead(&self, webhook: String, positions: Vec<Position>) -> Reply<'_, u32> {
+        self.done(|s, _| Ok(s.replay_dead(&webhook, &positions)))
     }
 
     fn finish_request(&self, key: RequestKey, answer: Option<Bytes>) -> Reply<'_, ()> {

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use fanlight_proto::{
     claims::Role,
-    id::{NodeId, StreamId, ViewerName},
+    id::{DeviceId, NodeId, StreamId, ViewerName},
     node::v1::{
         DeviceStatus, Hello, StreamReport, ViewerReport, device_status::State as Device,
         viewer_report::Kind,
@@ -33,6 +33,7 @@ use crate::{
     store::{
         AssignOrigin, CreateStream, DeleteStream, Event, JoinViewer, KickViewer, LinkId, LinkNode,
         Once, RequestKey, StarveStream,
+        outbox::{Record, RecordKind},
         rows::{PushToken, StreamRow, ViewerPhase, ViewerRow},
     },
     want::{WantList, wants},
@@ -113,6 +114,46 @@ struct World {
     /// Last answer per request id and fingerprint.
     deleted: BTreeMap<u8, u32>,
     links: BTreeMap<NodeId, LinkId>,
+    told: Told,
+}
+
+/// What somebody knows who reads the outbox and nothing else.
+#[derive(Debug, Default)]
+struct Told {
+    at: u64,
+    streams: BTreeMap<StreamId, Option<StreamState>>,
+    viewers: BTreeMap<ViewerName, ViewerPhase>,
+    nodes: BTreeMap<NodeId, RecordKind>,
+    devices: BTreeSet<DeviceId>,
+}
+
+impl Told {
+    fn hear(&mut self, r: &Record) {
+        use RecordKind as K;
+        assert!(r.position > self.at, "positions grow");
+        self.at = r.position;
+        let stream = || r.stream.clone().unwrap();
+        let viewer = || r.viewer_name().unwrap();
+        let node = || r.node.clone().unwrap();
+        match r.kind {
+            K::StreamCreated => assert!(self.streams.insert(stream(), r.state).is_none()),
+            K::StreamDeleted => {
+                assert!(self.streams.remove(&stream()).is_some());
+                assert!(!self.viewers.keys().any(|v| v.stream == stream()), "viewers end first");
+            }
+            K::StreamAssigned | K::StreamLive | K::StreamMoved | K::StreamStarved
+            | K::StreamUpdated => assert!(self.streams.insert(stream(), r.state).is_some()),
+            K::ViewerInvited => drop(self.viewers.insert(viewer(), ViewerPhase::Invited)),
+            K::ViewerConnected => drop(self.viewers.insert(viewer(), ViewerPhase::Connected)),
+            K::ViewerGone | K::ViewerExpired => assert!(self.viewers.remove(&viewer()).is_some()),
+            // One that was gone already may be kicked as well, so that it stays gone.
+            K::ViewerKicked => drop(self.viewers.remove(&viewer())),
+            K::NodeForgotten => assert!(self.nodes.remove(&node()).is_some()),
+            K::DeviceOnline => assert!(self.devices.insert(r.device.clone().unwrap())),
+            K::DeviceOffline => assert!(self.devices.remove(r.device.as_ref().unwrap())),
+            kind => drop(self.nodes.insert(node(), kind)),
+        }
+    }
 }
 
 fn limits() -> Limits {
@@ -124,6 +165,7 @@ fn limits() -> Limits {
         devices_per_node: 4,
         requests: 4,
         bars_per_stream: 2,
+        events: 64,
     }
 }
 
@@ -135,6 +177,7 @@ impl World {
             epochs: BTreeMap::new(),
             deleted: BTreeMap::new(),
             links: BTreeMap::new(),
+            told: Told::default(),
         }
     }
 
@@ -164,7 +207,29 @@ impl World {
         self.state.nodes.keys().map(|n| (n.clone(), of(n))).collect()
     }
 
+    /// The outbox alone tells what there is.
+    fn check_told(&mut self) {
+        let page = self.state.read_events(self.told.at, usize::MAX).unwrap();
+        for record in &page.records {
+            self.told.hear(record);
+        }
+        let s = &self.state;
+        let streams: BTreeMap<_, _> =
+            s.streams.values().map(|r| (r.id.clone(), Some(r.state))).collect();
+        assert_eq!(self.told.streams, streams);
+        let viewers = s.viewers.values().flat_map(BTreeMap::values);
+        let viewers = viewers.filter(|v| v.phase != ViewerPhase::Gone);
+        let viewers: BTreeMap<_, _> = viewers.map(|v| (v.name.clone(), v.phase)).collect();
+        assert_eq!(self.told.viewers, viewers);
+        let nodes: BTreeSet<_> = s.nodes.keys().collect();
+        assert_eq!(self.told.nodes.keys().collect::<BTreeSet<_>>(), nodes);
+        let online: BTreeSet<_> =
+            s.nodes.keys().flat_map(|n| s.devices_online(n)).collect();
+        assert_eq!(self.told.devices, online);
+    }
+
     fn check(&mut self) {
+        self.check_told();
         self.check_streams();
         self.check_viewers();
         let s = &self.state;

@@ -47,9 +47,21 @@ impl State {
         };
         let before = node_state(row);
         let row = Arc::make_mut(row);
+        let was_lost = row.lost;
         edit(row);
-        if node_state(row) != before {
+        let (after, lost) = (node_state(row), row.lost);
+        if after != before {
+            self.record_node(id, Some(after));
             self.tell(Event::Node(id.clone()));
+        }
+        // A lost worker's devices are gone with it, and back with its heartbeat.
+        if lost != was_lost {
+            let online = |row: &NodeRow| {
+                let devices = row.devices.iter().filter(|(_, info)| info.online);
+                devices.map(|(id, _)| id.clone()).collect::<Vec<_>>()
+            };
+            let had = self.nodes.get(id).filter(|_| lost).map(|row| online(row));
+            self.record_devices(id, &had.unwrap_or_default());
         }
     }
 
@@ -76,6 +88,7 @@ impl State {
         }
         self.floor = self.floor.max(hello.max_epoch_seen);
         self.link_epoch = now.max(self.link_epoch + 1);
+        let online = self.devices_online(&id);
         let restarted = old.as_ref().is_some_and(|o| o.incarnation < incarnation);
         let row = NodeRow {
             id: id.clone(),
@@ -102,6 +115,8 @@ impl State {
         self.forget_devices(&id);
         self.nodes.insert(id.clone(), Arc::new(row));
         self.set_devices(&id, &hello.devices);
+        self.record_node(&id, self.nodes.get(&id).map(|row| node_state(row)));
+        self.record_devices(&id, &online);
         if restarted {
             self.reassign_restarted(now, &id, incarnation);
             self.edge_gone(now, &id, GONE_RESTARTED);
@@ -213,7 +228,9 @@ impl State {
         if known.saturating_add(devices.len()) > bound.saturating_mul(2) {
             return Err(full("devices of one node", bound));
         }
+        let online = self.devices_online(&link.node);
         self.set_devices(&link.node, devices);
+        self.record_devices(&link.node, &online);
         self.tell(Event::Node(link.node.clone()));
         Ok(())
     }
@@ -352,6 +369,7 @@ impl State {
                     self.edge_gone(now, &id, "the router was forgotten");
                     self.forget_devices(&id);
                     self.nodes.remove(&id);
+                    self.record_node(&id, None);
                     self.tell(Event::Node(id));
                 }
             }

@@ -14,7 +14,7 @@ use fanlight_proto::{
 };
 use uuid::Uuid;
 
-use super::requests::Recorded;
+use super::{outbox::Outbox, requests::Recorded};
 use crate::{
     clock::UnixUs,
     error::ControlError,
@@ -43,6 +43,8 @@ pub struct Limits {
     pub requests: usize,
     /// Barred tokens and users of one stream.
     pub bars_per_stream: usize,
+    /// Events kept for readers; at the bound the oldest is dropped. One is about 0.4 KB.
+    pub events: usize,
 }
 
 impl Default for Limits {
@@ -55,6 +57,7 @@ impl Default for Limits {
             devices_per_node: 4_096,
             requests: 200_000,
             bars_per_stream: 10_000,
+            events: 65_536,
         }
     }
 }
@@ -75,6 +78,10 @@ pub(super) struct Counts {
 pub struct State {
     pub(super) limits: Limits,
     pub(super) timing: Timing,
+    /// Time of the running intent.
+    pub(super) now: UnixUs,
+    /// What happened, for readers.
+    pub(super) outbox: Outbox,
     /// Greatest epoch handed out or reported by a node.
     pub(super) floor: u64,
     pub(super) row_version: u64,
@@ -104,6 +111,8 @@ impl State {
         Self {
             limits,
             timing,
+            now: 0,
+            outbox: Outbox::new(),
             floor: 0,
             row_version: 0,
             link_epoch: 0,
@@ -132,6 +141,7 @@ impl State {
         now: UnixUs,
         intent: impl FnOnce(&mut Self, UnixUs) -> T,
     ) -> (T, Vec<Event>) {
+        self.now = now;
         let answer = intent(self, now);
         let mut events = std::mem::take(&mut self.events);
         let mut seen = Vec::with_capacity(events.len());
@@ -183,6 +193,7 @@ impl State {
         }
         let row = Arc::new(row);
         self.streams.insert(row.id.clone(), Arc::clone(&row));
+        self.record_stream(old.as_deref(), Some(&row));
         self.tell_stream(old.as_deref(), Some(&row));
         row
     }
@@ -205,6 +216,7 @@ impl State {
     pub(super) fn remove_stream(&mut self, id: &StreamId) -> Option<Arc<StreamRow>> {
         let row = self.streams.remove(id)?;
         self.unindex_stream(&row);
+        self.record_stream(Some(&row), None);
         self.tell_stream(Some(&row), None);
         Some(row)
     }
@@ -224,10 +236,11 @@ impl State {
     /// Events of a change of a stream; nodes are told when what they shall run may differ.
     fn tell_stream(&mut self, old: Option<&StreamRow>, new: Option<&StreamRow>) {
         let work = |r: Option<&StreamRow>| {
+            let told = |r: &StreamRow| (r.spec.video.clone(), r.spec.audio);
             r.map(|r| {
                 let moved = r.moved().is_some();
                 let leaving = r.leaving.as_ref().map(|l| (l.from.clone(), l.push, moved));
-                (r.assigned.clone(), r.accepted.clone(), leaving, r.ingest.clone())
+                (r.assigned.clone(), r.accepted.clone(), leaving, r.ingest.clone(), told(r))
             })
         };
         let rows = || old.into_iter().chain(new);
@@ -274,6 +287,7 @@ impl State {
             self.due_viewers.insert((row.due_us, stream, viewer));
         }
         self.count_viewer(&row, true);
+        self.record_viewer(old.as_deref(), &row);
         self.tell(Event::Viewer(row.name.clone()));
         row
     }
@@ -289,6 +303,7 @@ impl State {
             }
             self.viewer_rows -= 1;
             self.unindex_viewer(&row);
+            self.record_viewer_end(&row);
             self.tell(Event::Viewer(row.name.clone()));
         }
     }

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use fanlight_proto::{
-    control::v1::DeleteStreamResponse,
+    control::v1::{DeleteStreamResponse, Stream},
     id::{NodeId, StreamId},
     node::v1::StreamReport,
     reason::Reason,
@@ -27,7 +27,8 @@ use crate::{
     clock::{UnixUs, us},
     error::ControlError,
     store::{
-        AssignOrigin, CreateStream, DeleteStream, LinkId, Once, Page, StarveStream, WantView,
+        AssignOrigin, CreateStream, DeleteStream, LinkId, Once, Page, SpecField, StarveStream,
+        UpdateStream, WantView,
         rows::{Assigned, Leaving, PushWord, StreamRow},
     },
 };
@@ -298,6 +299,33 @@ impl State {
         Ok(())
     }
 
+    pub(super) fn update_stream(
+        &mut self,
+        now: UnixUs,
+        intent: UpdateStream,
+    ) -> Result<Once<Arc<StreamRow>>, ControlError> {
+        let before = match self.seen(intent.request.as_ref())? {
+            Seen::Answered(answer) => return Ok(Once::Answered(answer)),
+            Seen::Open => true,
+            Seen::No => false,
+        };
+        let row = self
+            .stream(&intent.id)
+            .ok_or_else(|| ControlError::no_stream(intent.id.resource_name()))?;
+        // Done before, with its answer not recorded yet: the row as it is now is the answer.
+        if before {
+            return Ok(Once::Before(row));
+        }
+        if intent.version.is_some_and(|v| v != row.version) {
+            return Err(ControlError::new(Reason::EtagMismatch, "the stream changed meanwhile")
+                .about("fanlight.Stream", intent.id.resource_name()));
+        }
+        self.record(now, intent.request.as_ref(), None);
+        let spec = merged(&row.spec, &intent.spec, &intent.fields);
+        let row = self.edit_stream(now, &intent.id, |row| row.spec = Arc::new(spec))?;
+        Ok(Once::Now(row))
+    }
+
     pub(super) fn delete_stream(
         &mut self,
         now: UnixUs,
@@ -317,11 +345,12 @@ impl State {
                 .about("fanlight.Stream", intent.id.resource_name()));
         }
         let closed = self.counts.get(&intent.id).map_or(0, |c| c.present);
-        self.remove_stream(&intent.id);
+        // Viewers first: the end of the stream is the last that is heard of it.
         let viewers = self.viewers.get(&intent.id).map(|v| v.keys().cloned().collect::<Vec<_>>());
         for viewer in viewers.unwrap_or_default() {
             self.remove_viewer(&(intent.id.clone(), viewer));
         }
+        self.remove_stream(&intent.id);
         Ok(Once::Now(self.record_deleted(now, &intent, closed)))
     }
 
@@ -390,6 +419,28 @@ fn accept(row: &mut StreamRow, until_us: UnixUs) {
 /// State of a stream that was just assigned.
 fn moving(row: &StreamRow) -> StreamState {
     if row.accepted.is_some() { StreamState::Moving } else { StreamState::Pending }
+}
+
+/// A stream's settings with some fields replaced.
+pub(crate) fn merged(old: &Stream, new: &Stream, fields: &[SpecField]) -> Stream {
+    let mut out = old.clone();
+    let asked = new.limits.unwrap_or_default();
+    for field in fields {
+        match field {
+            SpecField::Labels => out.labels.clone_from(&new.labels),
+            SpecField::Video => out.video.clone_from(&new.video),
+            SpecField::Audio => out.audio = new.audio,
+            SpecField::Limits => out.limits = new.limits,
+            SpecField::MaxViewers => {
+                out.limits.get_or_insert_default().max_viewers = asked.max_viewers;
+            }
+            SpecField::MaxControllers => {
+                out.limits.get_or_insert_default().max_controllers = asked.max_controllers;
+            }
+            SpecField::PreferredRegion => out.preferred_region.clone_from(&new.preferred_region),
+        }
+    }
+    out
 }
 
 fn cut(reason: &str) -> String {
