@@ -128,7 +128,7 @@ impl Inviter {
     fn decide(&self, stream: &StreamRow, fleet: &[Arc<NodeRow>]) -> place::Decision {
         let carriers: Vec<NodeId> = stream.accepted.iter().map(|a| a.node.clone()).collect();
         let ask = place::EdgeAsk { region: "", carriers: &carriers, replicas: self.replicas };
-        place::edge(fleet, &ask, &mut StdRng::from_os_rng())
+        place::edge(fleet, &ask, &mut rand::rng())
     }
 
     /// The router the viewer joins, and its address there.
