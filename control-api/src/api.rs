@@ -17,8 +17,8 @@ use fanlight_proto::{
     FILE_DESCRIPTOR_SET,
     claims::Role,
     control::v1::{
-        event_service_server::EventServiceServer, node_service_server::NodeServiceServer, stream_service_server::StreamServiceServer,
-        viewer_service_server::ViewerServiceServer,
+        event_service_server::EventServiceServer, node_service_server::NodeServiceServer,
+        stream_service_server::StreamServiceServer, viewer_service_server::ViewerServiceServer,
     },
     id::{NodeId, StreamId},
     node::v1::node_link_service_server::NodeLinkServiceServer,

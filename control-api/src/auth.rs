@@ -440,7 +440,8 @@ mod tests {
         // Writing includes reading, not the other way round.
         assert!(ask(&gate, "StreamService/GetStream", Some(&token)).is_ok());
         assert!(ask(&gate, "ViewerService/ListViewers", Some(&token)).is_ok());
-        for method in ["ViewerService/CreateViewer", "NodeService/ListNodes", "EventService/ListEvents"]
+        for method in
+            ["ViewerService/CreateViewer", "NodeService/ListNodes", "EventService/ListEvents"]
         {
             assert_eq!(ask(&gate, method, Some(&token)), Err(Reason::ScopeMissing), "{method}");
         }
@@ -457,7 +458,11 @@ mod tests {
             ("audience", |c| c.aud = "fanlight-router".to_owned(), Reason::TokenInvalid),
             ("issuer", |c| c.iss = "other".to_owned(), Reason::TokenInvalid),
             ("long", |c| c.exp = c.iat + 3601, Reason::TokenInvalid),
-            ("long, minted ahead", |c| (c.iat, c.exp) = (c.iat + 7200, c.iat + 9000), Reason::TokenInvalid),
+            (
+                "long, minted ahead",
+                |c| (c.iat, c.exp) = (c.iat + 7200, c.iat + 9000),
+                Reason::TokenInvalid,
+            ),
             ("over", |c| (c.iat, c.exp) = (c.iat - 700, c.iat - 100), Reason::TokenExpired),
             ("tenant", |c| c.tenant.clear(), Reason::TokenInvalid),
             ("sub", |c| c.sub.clear(), Reason::TokenInvalid),

@@ -185,7 +185,8 @@ fn refuse(error: ControlError) -> Response {
     let mut response = Status::from(error).into_http::<Body>();
     if let Some(after) = retry {
         // For proxies and plain HTTP clients, beside RetryInfo; whole seconds, rounded up.
-        let seconds = HeaderValue::from(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX));
+        let seconds =
+            HeaderValue::from(u32::try_from(after.as_millis().div_ceil(1000)).unwrap_or(u32::MAX));
         response.headers_mut().insert(header::RETRY_AFTER, seconds);
     }
     response

@@ -39,9 +39,8 @@ impl Rates {
 
 impl<C: Clock + Clone> Rates<C> {
     fn with_clock(per_second: u32, burst: u32, clock: C) -> Self {
-        let quota = NonZeroU32::new(per_second).map(|n| {
-            Quota::per_second(n).allow_burst(NonZeroU32::new(burst.max(1)).unwrap_or(n))
-        });
+        let quota = NonZeroU32::new(per_second)
+            .map(|n| Quota::per_second(n).allow_burst(NonZeroU32::new(burst.max(1)).unwrap_or(n)));
         let buckets =
             quota.map(|q| RateLimiter::new(q, DashMapStateStore::default(), clock.clone()));
         Self { buckets, clock }

@@ -88,17 +88,24 @@ async fn without_a_token_or_its_scope_nothing_is_done() {
     let guarded = Guarded::start().await;
     let mut streams = guarded.replica.streams().await;
     let refused = streams.list_streams(ListStreamsRequest::default()).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unauthenticated, "TOKEN_MISSING"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::Unauthenticated, "TOKEN_MISSING")
+    );
     let request = guarded.ask(pending("a"), "*", &[Scope::StreamsRead]);
     let refused = streams.create_stream(request).await.unwrap_err();
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "SCOPE_MISSING"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::PermissionDenied, "SCOPE_MISSING")
+    );
     let request = guarded.ask(ListStreamsRequest::default(), "*", &[Scope::StreamsRead]);
     assert!(streams.list_streams(request).await.unwrap().into_inner().streams.is_empty());
     let mut nodes = guarded.replica.nodes().await;
     let request = guarded.ask(ListNodesRequest::default(), "acme", &[Scope::NodesAdmin]);
     assert_eq!(nodes.list_nodes(request).await.unwrap_err().code(), Code::PermissionDenied);
     // Health is for load balancers.
-    let mut health = tonic_health::pb::health_client::HealthClient::new(guarded.replica.channel().await);
+    let mut health =
+        tonic_health::pb::health_client::HealthClient::new(guarded.replica.channel().await);
     health.check(tonic_health::pb::HealthCheckRequest::default()).await.unwrap();
 }
 
@@ -110,7 +117,8 @@ async fn another_tenants_streams_do_not_exist() {
     let mut streams = guarded.replica.streams().await;
     let mut viewers = guarded.replica.viewers().await;
     let all = Scope::ALL;
-    let a = streams.create_stream(guarded.ask(create("a"), "acme", all)).await.unwrap().into_inner();
+    let a =
+        streams.create_stream(guarded.ask(create("a"), "acme", all)).await.unwrap().into_inner();
     assert_eq!(a.tenant, "acme", "the caller's own, without asking");
     streams.create_stream(guarded.ask(create("b"), "other", all)).await.unwrap();
     streams.create_stream(guarded.ask(create("c"), "*", all)).await.unwrap();
@@ -186,7 +194,10 @@ async fn a_caller_above_its_rate_is_told_when_to_come_back() {
         }
     }
     let refused = refused.expect("ten calls at once are more than three");
-    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+    assert_eq!(
+        (refused.code(), reason(&refused).as_str()),
+        (Code::ResourceExhausted, "RATE_LIMITED")
+    );
     assert!(retryable(&refused));
     assert_eq!(refused.metadata().get("retry-after").unwrap(), "1");
     let other = guarded.ask(ListStreamsRequest::default(), "acme", &[Scope::StreamsRead]);
@@ -238,7 +249,8 @@ async fn an_update_changes_what_the_mask_names_and_nothing_else() {
     let stale = Stream { etag: a.etag, ..new.clone() };
     let refused = streams.update_stream(update(stale, &["labels"])).await.unwrap_err();
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Aborted, "ETAG_MISMATCH"));
-    let refused = streams.update_stream(update(new.clone(), &["device", "state"])).await.unwrap_err();
+    let refused =
+        streams.update_stream(update(new.clone(), &["device", "state"])).await.unwrap_err();
     assert_eq!(fields(&refused), ["update_mask".to_owned()].into());
     let same = UpdateStreamRequest {
         request_id: Uuid::new_v4().to_string(),
@@ -285,7 +297,8 @@ async fn a_batch_answers_each_item_by_itself_and_in_order() {
     assert_eq!(said[..3], ["streams/a", "DEVICE_UNKNOWN", "streams/b"]);
     assert_eq!(said[3], "STREAM_EXISTS");
 
-    let invite = |viewer: &str| CreateViewerRequest { viewer_id: viewer.to_owned(), ..Default::default() };
+    let invite =
+        |viewer: &str| CreateViewerRequest { viewer_id: viewer.to_owned(), ..Default::default() };
     let batch = BatchCreateViewersRequest {
         parent: "streams/a".to_owned(),
         requests: vec![invite("v1"), invite("no/name"), invite("v2")],

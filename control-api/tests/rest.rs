@@ -139,10 +139,20 @@ async fn what_is_wrong_is_a_problem_that_names_it() {
         ("GET", "/v1/streams/a", None, 404, "STREAM_NOT_FOUND"),
         ("GET", "/v1/events?position=7", None, 410, "POSITION_EXPIRED"),
         ("GET", "/v1/webhooks/x/deadLetters", None, 404, "WEBHOOK_NOT_FOUND"),
-        ("POST", "/v1/streams", Some(json!({ "requestId": "x".repeat(300_000) })), 400, "TOO_LARGE"),
+        (
+            "POST",
+            "/v1/streams",
+            Some(json!({ "requestId": "x".repeat(300_000) })),
+            400,
+            "TOO_LARGE",
+        ),
     ] {
         let answer = ask(&replica, verb, path, body).await;
-        assert_eq!((answer.status, &answer.body["reason"]), (status, &json!(reason)), "{verb} {path}");
+        assert_eq!(
+            (answer.status, &answer.body["reason"]),
+            (status, &json!(reason)),
+            "{verb} {path}"
+        );
         assert_eq!(answer.headers["content-type"], "application/problem+json", "{path}");
     }
     let fields = ask(&replica, "POST", "/v1/streams", Some(json!({ "stream": {} }))).await;
@@ -166,7 +176,10 @@ async fn a_watch_is_one_document_a_line() {
     let body = json!({ "stream": { "device": "devices/a" }, "allowPending": true });
     ask(&replica, "POST", "/v1/streams", Some(body)).await;
     let added = next().await;
-    assert_eq!((&added["kind"], &added["stream"]["name"]), (&json!("WATCH_KIND_ADDED"), &json!("streams/a")));
+    assert_eq!(
+        (&added["kind"], &added["stream"]["name"]),
+        (&json!("WATCH_KIND_ADDED"), &json!("streams/a"))
+    );
 }
 
 #[tokio::test]
@@ -221,9 +234,15 @@ async fn the_older_session_routes_make_a_viewer_and_pass_its_offer_to_the_router
     let id = made.body["sessionId"].as_str().unwrap().to_owned();
     let at = |rest: &str| format!("{sessions}/{id}{rest}");
     let read = ask(&replica, "GET", &at(""), None).await;
-    assert_eq!((read.status, &read.body["userId"], &read.body["state"]), (200, &json!("u"), &json!("connecting")));
+    assert_eq!(
+        (read.status, &read.body["userId"], &read.body["state"]),
+        (200, &json!("u"), &json!("connecting"))
+    );
     let list = ask(&replica, "GET", sessions, None).await;
-    assert_eq!((&list.body["total"], &list.body["sessions"][0]["sessionId"]), (&json!(1), &json!(id)));
+    assert_eq!(
+        (&list.body["total"], &list.body["sessions"][0]["sessionId"]),
+        (&json!(1), &json!(id))
+    );
     for n in 0..50 {
         let taken = ask(&replica, "POST", &at("/ice-candidate"), Some(json!({ "n": n }))).await;
         assert_eq!(taken.status, 200);
@@ -242,7 +261,8 @@ async fn the_older_session_routes_make_a_viewer_and_pass_its_offer_to_the_router
     let refused = ask(&replica, "POST", sessions, Some(body)).await;
     assert_eq!((refused.status, &refused.body["reason"]), (400, &json!("NO_COMMON_CODEC")));
     assert_eq!(ask(&replica, "GET", sessions, None).await.body["total"], 0);
-    let unknown = ask(&replica, "POST", sessions, Some(json!({ "deviceId": "x", "offer": "o" }))).await;
+    let unknown =
+        ask(&replica, "POST", sessions, Some(json!({ "deviceId": "x", "offer": "o" }))).await;
     assert_eq!((unknown.status, &unknown.body["reason"]), (404, &json!("DEVICE_UNKNOWN")));
     let nowhere = ask(&replica, "GET", &format!("{sessions}/x~y"), None).await;
     assert_eq!((nowhere.status, &nowhere.body["reason"]), (404, &json!("SESSION_NOT_FOUND")));
@@ -305,13 +325,17 @@ async fn events_reach_a_receiver_signed_and_again_after_a_refusal() {
         let (headers, body) = tokio::time::timeout(SOON, heard.recv()).await.unwrap().unwrap();
         assert_eq!(headers["content-type"], "application/cloudevents+json; charset=utf-8");
         let timestamp = headers["fanlight-timestamp"].to_str().unwrap();
-        let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"a secret of some length");
+        let key =
+            aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, b"a secret of some length");
         let signed = [timestamp.as_bytes(), b".", &body].concat();
         let tag = aws_lc_rs::hmac::sign(&key, &signed);
         let hex: String = tag.as_ref().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(headers["fanlight-signature"], format!("v1={hex}"));
         let event: Value = serde_json::from_slice(&body).unwrap();
-        assert_eq!((&event["specversion"], &event["subject"]), (&json!("1.0"), &json!("streams/a")));
+        assert_eq!(
+            (&event["specversion"], &event["subject"]),
+            (&json!("1.0"), &json!("streams/a"))
+        );
         types.push(event["type"].as_str().unwrap().to_owned());
     }
     assert_eq!(types, ["fanlight.stream.created.v1", "fanlight.stream.starved.v1"]);

@@ -70,9 +70,8 @@ async fn a_watch_tells_the_state_then_changes_and_resumes_without_a_gap() {
     assert_eq!(told(&bookmark), (WatchKind::Bookmark, String::new()));
 
     router.report_stream("a", a.assignment.unwrap().epoch, StreamState::Live).await;
-    let live = until(&mut watch, |m| {
-        m.stream.as_ref().is_some_and(|s| s.state() == StreamState::Live)
-    });
+    let live =
+        until(&mut watch, |m| m.stream.as_ref().is_some_and(|s| s.state() == StreamState::Live));
     let last = live.await.pop().unwrap();
     assert_eq!(told(&last), (WatchKind::Modified, "streams/a".to_owned()));
     drop(watch);
@@ -124,7 +123,8 @@ async fn viewers_are_told_from_invitation_to_end() {
 
     viewers.create_viewer(invite("a", "v1")).await.unwrap();
     let v1 = "streams/a/viewers/v1";
-    let is = |kind: WatchKind| move |m: &WatchViewersResponse| told_viewer(m) == (kind, v1.to_owned());
+    let is =
+        |kind: WatchKind| move |m: &WatchViewersResponse| told_viewer(m) == (kind, v1.to_owned());
     until(&mut watch, is(WatchKind::Added)).await;
     router.report_viewer(v1, Kind::Connected).await;
     until(&mut watch, is(WatchKind::Modified)).await;
@@ -150,9 +150,11 @@ async fn events_are_listed_in_order_and_streamed_from_where_the_list_ended() {
     let a = streams.create_stream(create("a")).await.unwrap().into_inner();
     router.report_stream("a", a.assignment.unwrap().epoch, StreamState::Live).await;
     let mut client = EventServiceClient::new(replica.channel().await);
-    let stream = StreamEventsRequest { types: vec!["fanlight.stream.".to_owned()], ..Default::default() };
+    let stream =
+        StreamEventsRequest { types: vec!["fanlight.stream.".to_owned()], ..Default::default() };
     let mut watch = client.stream_events(stream).await.unwrap().into_inner();
-    let batches = until(&mut watch, |m| m.events.iter().any(|e| e.r#type.ends_with("live.v1"))).await;
+    let batches =
+        until(&mut watch, |m| m.events.iter().any(|e| e.r#type.ends_with("live.v1"))).await;
     let heard: Vec<Event> = batches.into_iter().flat_map(|m| m.events).collect();
     let expected =
         ["stream.created.v1", "stream.assigned.v1", "stream.updated.v1", "stream.live.v1"];

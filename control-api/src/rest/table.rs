@@ -86,12 +86,7 @@ pub(super) const TABLE: &[Route] = &[
     at(Method::GET, "/v1/nodes/{node}", "NodeService/GetNode", NODE),
     at(Method::GET, "/v1/events", "EventService/ListEvents", &[]),
     at(Method::GET, "/v1/events:stream", "EventService/StreamEvents", &[]),
-    at(
-        Method::GET,
-        "/v1/webhooks/{webhook}/deadLetters",
-        "EventService/ListDeadLetters",
-        WEBHOOK,
-    ),
+    at(Method::GET, "/v1/webhooks/{webhook}/deadLetters", "EventService/ListDeadLetters", WEBHOOK),
     at(
         Method::POST,
         "/v1/webhooks/{webhook}/deadLetters:replay",

@@ -26,7 +26,9 @@ pub(super) fn check(n: usize) -> Result<(), ControlError> {
 }
 
 /// Runs the items, a few at once, in order of their results.
-pub(super) async fn run<R: Send>(items: impl Stream<Item = impl Future<Output = R> + Send> + Send) -> Vec<R> {
+pub(super) async fn run<R: Send>(
+    items: impl Stream<Item = impl Future<Output = R> + Send> + Send,
+) -> Vec<R> {
     items.buffered(AT_ONCE).collect().await
 }
 

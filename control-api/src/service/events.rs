@@ -7,9 +7,8 @@ use std::sync::Arc;
 use fanlight_proto::{
     control::v1::{
         DeadLetter, Event, EventData, ListDeadLettersRequest, ListDeadLettersResponse,
-        ListEventsRequest, ListEventsResponse, ReplayDeadLettersRequest,
-        ReplayDeadLettersResponse, StreamEventsRequest, StreamEventsResponse,
-        event_service_server::EventService,
+        ListEventsRequest, ListEventsResponse, ReplayDeadLettersRequest, ReplayDeadLettersResponse,
+        StreamEventsRequest, StreamEventsResponse, event_service_server::EventService,
     },
     id::{DeviceId, NodeId, StreamId},
     reason::Reason,
@@ -217,8 +216,7 @@ impl Source for EventSource {
         _from: Position,
         next: Position,
     ) -> BoxFuture<'a, Result<Vec<Self::Message>, ControlError>> {
-        let events: Vec<_> =
-            records.iter().filter(|r| self.0.takes(r)).map(|r| event(r)).collect();
+        let events: Vec<_> = records.iter().filter(|r| self.0.takes(r)).map(|r| event(r)).collect();
         // Positions pass in silence while nothing is of interest; the bookmark tells them.
         let message = (!events.is_empty())
             .then(|| StreamEventsResponse { events, position: next.to_string() });

@@ -19,11 +19,10 @@ use std::{sync::Arc, time::Duration};
 use fanlight_ops::shutdown::Shutdown;
 use fanlight_proto::control::v1::{
     event_service_server::EventServiceServer, node_service_server::NodeServiceServer,
-    stream_service_server::StreamServiceServer,
-    viewer_service_server::ViewerServiceServer,
+    stream_service_server::StreamServiceServer, viewer_service_server::ViewerServiceServer,
 };
-use tokio::{sync::Semaphore, time::Instant};
 use fanlight_proto::reason::Reason;
+use tokio::{sync::Semaphore, time::Instant};
 use tonic::{Request, service::Routes};
 
 use crate::{

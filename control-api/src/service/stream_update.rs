@@ -66,7 +66,10 @@ fn spec_field(path: &str) -> Option<SpecField> {
 }
 
 /// What an update would answer.
-pub(super) fn validated_update(row: &StreamRow, intent: &UpdateStream) -> Result<Stream, ControlError> {
+pub(super) fn validated_update(
+    row: &StreamRow,
+    intent: &UpdateStream,
+) -> Result<Stream, ControlError> {
     if intent.version.is_some_and(|v| v != row.version) {
         return Err(ControlError::new(Reason::EtagMismatch, "the stream changed meanwhile")
             .about("fanlight.Stream", row.id.resource_name()));

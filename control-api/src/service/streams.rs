@@ -26,9 +26,10 @@ use tonic::{Code, Request, Response, Status};
 use super::{
     Parts, batch, caller,
     check::Fields,
-    deadline, translate,
+    deadline,
     stream_update::{read_update, validated_update},
     stream_watch::StreamSource,
+    translate,
     watch::{self, Start, Watch, position},
 };
 use crate::{
@@ -330,10 +331,7 @@ async fn create(
     Ok(answer)
 }
 
-fn read_create(
-    who: &Principal,
-    body: &CreateStreamRequest,
-) -> Result<CreateStream, ControlError> {
+fn read_create(who: &Principal, body: &CreateStreamRequest) -> Result<CreateStream, ControlError> {
     let mut fields = Fields::new();
     let request = fields.request(&method("CreateStream", who), &body.request_id, body, KEEP);
     let Some(stream) = &body.stream else {

@@ -207,7 +207,11 @@ impl Viewers {
         Ok(())
     }
 
-    fn read_create(&self, who: &Principal, body: &CreateViewerRequest) -> Result<Invitation, ControlError> {
+    fn read_create(
+        &self,
+        who: &Principal,
+        body: &CreateViewerRequest,
+    ) -> Result<Invitation, ControlError> {
         let mut fields = Fields::new();
         let stream = fields.id("parent", StreamId::from_resource_name(&body.parent));
         let fresh = || format!("v-{}", fresh_uuid().simple());

@@ -119,7 +119,8 @@ impl Post for HttpPost {
             headers.insert(header::CONTENT_TYPE, content);
             headers.insert(header::USER_AGENT, HeaderValue::from_static("fanlight"));
             headers.insert("fanlight-timestamp", HeaderValue::from(delivery.timestamp));
-            let signature = HeaderValue::from_str(&delivery.signature).map_err(|e| e.to_string())?;
+            let signature =
+                HeaderValue::from_str(&delivery.signature).map_err(|e| e.to_string())?;
             headers.insert("fanlight-signature", signature);
             // What the endpoint says is not read but for its status.
             let answer = self.client.send(request, 64 * 1024, ANSWER_WAIT).await?;

@@ -28,7 +28,8 @@ impl Signer {
     /// A file that cannot be read, that others can read, or that holds too little.
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let shown = path.display();
-        let meta = fs::metadata(path).map_err(|e| anyhow::anyhow!("cannot look at {shown}: {e}"))?;
+        let meta =
+            fs::metadata(path).map_err(|e| anyhow::anyhow!("cannot look at {shown}: {e}"))?;
         let mode = meta.permissions().mode() & 0o777;
         anyhow::ensure!(mode & 0o077 == 0, "{shown} can be read by others (mode {mode:o})");
         let text = fs::read(path).map_err(|e| anyhow::anyhow!("cannot read {shown}: {e}"))?;

@@ -30,7 +30,8 @@ pub(crate) use streams::merged;
 
 use super::{
     AssignOrigin, Census, CreateStream, DeleteStream, DeviceAt, Event, JoinViewer, KickViewer,
-    LinkId, LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, UpdateStream, WantView,
+    LinkId, LinkNode, Once, Page, Reply, RequestKey, StarveStream, Store, StreamBars, UpdateStream,
+    WantView,
     outbox::{DeadLetters, Position, RecordPage, RelayClaim, RelayStep},
     rows::{NodeRow, StreamRow, ViewerRow},
 };

@@ -141,7 +141,10 @@ impl Told {
                 assert!(self.streams.remove(&stream()).is_some());
                 assert!(!self.viewers.keys().any(|v| v.stream == stream()), "viewers end first");
             }
-            K::StreamAssigned | K::StreamLive | K::StreamMoved | K::StreamStarved
+            K::StreamAssigned
+            | K::StreamLive
+            | K::StreamMoved
+            | K::StreamStarved
             | K::StreamUpdated => assert!(self.streams.insert(stream(), r.state).is_some()),
             K::ViewerInvited => drop(self.viewers.insert(viewer(), ViewerPhase::Invited)),
             K::ViewerConnected => drop(self.viewers.insert(viewer(), ViewerPhase::Connected)),
@@ -223,8 +226,7 @@ impl World {
         assert_eq!(self.told.viewers, viewers);
         let nodes: BTreeSet<_> = s.nodes.keys().collect();
         assert_eq!(self.told.nodes.keys().collect::<BTreeSet<_>>(), nodes);
-        let online: BTreeSet<_> =
-            s.nodes.keys().flat_map(|n| s.devices_online(n)).collect();
+        let online: BTreeSet<_> = s.nodes.keys().flat_map(|n| s.devices_online(n)).collect();
         assert_eq!(self.told.devices, online);
     }
 
