@@ -158,11 +158,16 @@ impl Child {
 
     /// Asks it to end and waits; then forces it.
     pub async fn stop(self) {
+        self.stop_within(END).await;
+    }
+
+    /// The same with another patience.
+    pub async fn stop_within(self, limit: Duration) {
         let mut process = self.process.into_inner();
         if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::TERM);
         }
-        if tokio::time::timeout(END, process.wait()).await.is_err() {
+        if tokio::time::timeout(limit, process.wait()).await.is_err() {
             let _ = process.kill().await;
         }
     }

@@ -102,7 +102,7 @@ pub(super) async fn strike(
         }
         Fault::RollingRestart => {
             for router in &mut town.routers {
-                router.service.stop().await;
+                router.service.drain().await;
                 router.service.restart().await?;
                 tokio::time::sleep(SUPERVISOR).await;
             }
@@ -173,7 +173,7 @@ async fn router(fault: Fault, town: &mut Town, backends: &[Backend]) -> anyhow::
             router.hop.cut(false);
         }
         Fault::Drain => {
-            router.service.stop().await;
+            router.service.drain().await;
             tokio::time::sleep(SUPERVISOR).await;
             router.service.restart().await?;
         }

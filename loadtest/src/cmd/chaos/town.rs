@@ -7,6 +7,7 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -28,6 +29,8 @@ use crate::{
 const CLIP_PICTURES: usize = 300;
 /// Pictures from keyframe to keyframe in it.
 const GOP: u32 = 60;
+/// Longest time that a router is given to end.
+const DRAIN: Duration = Duration::from_secs(20);
 /// The version that devices and workers agree on.
 const SERVER_VERSION: &str = "4.1";
 
@@ -66,6 +69,13 @@ impl Service {
     pub(super) async fn stop(&mut self) {
         if let Some(child) = self.child.take() {
             child.stop().await;
+        }
+    }
+
+    /// The same with a supervisor's patience: it may have streams to hand over first.
+    pub(super) async fn drain(&mut self) {
+        if let Some(child) = self.child.take() {
+            child.stop_within(DRAIN).await;
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -37,7 +37,7 @@ pub(super) const THREAD: &str = "calls";
 /// the store holds as many as arrive in this time.
 const TOKEN_LIFE_S: i64 = 5;
 /// One answer in so many is read.
-const LOOK_AT: u64 = 64;
+const LOOK_AT: usize = 64;
 /// Calls under way at a given rate; what would be one more is an error of its own.
 const UNDER_WAY_MAX: usize = 20_000;
 /// Longest wait for the last answers.
@@ -238,8 +238,7 @@ impl Drive {
 async fn create_viewer(line: &Line, prepared: &[Prepared], n: usize) -> Result<(), String> {
     let call = prepared.get(n % prepared.len().max(1)).ok_or("no stream")?;
     let answer = line.call(call).await.map_err(|e: CallError| e.to_string())?;
-    static SEEN: AtomicU64 = AtomicU64::new(0);
-    if SEEN.fetch_add(1, Ordering::Relaxed) % LOOK_AT == 0 {
+    if n.is_multiple_of(LOOK_AT) {
         let answer = CreateViewerResponse::decode(answer).map_err(|e| e.to_string())?;
         if answer.join_token.is_empty() || answer.whep_url.is_empty() {
             return Err("an answer without token or address".to_owned());
