@@ -417,7 +417,8 @@ impl Worker {
             if !self.wait_tick() {
                 return Ok(());
             }
-            let begin = self.orders.reset.swap(false, Ordering::AcqRel) || self.session_unannounced();
+            let begin =
+                self.orders.reset.swap(false, Ordering::AcqRel) || self.session_unannounced();
             if begin {
                 self.announce(made.size(), false)?;
             }

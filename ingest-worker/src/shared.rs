@@ -10,9 +10,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use fanlight_wire::{
     h264::AccessUnitInfo,
-    input::{
-        CLIPBOARD_TO_VIEWER_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage,
-    },
+    input::{CLIPBOARD_TO_VIEWER_MAX, CopyKey, DeviceBody, DeviceMessage, InputBody, InputMessage},
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};

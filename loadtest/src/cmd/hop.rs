@@ -264,9 +264,8 @@ async fn measure(
 /// What the line and the worker did meanwhile.
 fn lines(findings: &mut Findings, phase: &Phase) {
     let sum = |counts: &[PathCounts], f: fn(&PathCounts) -> u64| counts.iter().map(f).sum::<u64>();
-    let grown = |f: fn(&PathCounts) -> u64| {
-        sum(&phase.paths.1, f).saturating_sub(sum(&phase.paths.0, f))
-    };
+    let grown =
+        |f: fn(&PathCounts) -> u64| sum(&phase.paths.1, f).saturating_sub(sum(&phase.paths.0, f));
     let (taken, lost) = (grown(|c| c.up.taken), grown(|c| c.up.lost));
     findings.optional("line_loss_percent", (taken > 0).then(|| 100.0 * lost as f64 / taken as f64));
     findings.set("line_overflowed", grown(|c| c.up.overflowed));
