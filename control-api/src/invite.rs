@@ -135,7 +135,7 @@ impl Inviter {
     async fn place(&self, stream: &StreamRow) -> Result<(NodeId, String), ControlError> {
         // Only who carries the stream can be picked: the fleet is not read for one viewer.
         let mut fleet = Vec::with_capacity(1);
-        for carrier in &stream.accepted {
+        if let Some(carrier) = &stream.accepted {
             fleet.extend(self.store.node(carrier.node.clone()).await?);
         }
         let decision = self.decide(stream, &fleet);

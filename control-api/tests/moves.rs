@@ -116,8 +116,9 @@ async fn a_drained_router_keeps_its_push_until_its_viewers_have_followed() {
     );
     assert_eq!(role.also_origin.unwrap().node, "nodes/r1");
     assert_eq!(origin(&r1.heard().wants["streams/a"]).moved, None, "nobody is sent to no picture");
-    let row = replica.streams().await.get_stream(GetStreamRequest { name: "streams/a".into() });
-    assert_eq!(row.await.unwrap().into_inner().state(), StreamState::Moving);
+    let ask = GetStreamRequest { name: "streams/a".into() };
+    let row = replica.streams().await.get_stream(ask).await;
+    assert_eq!(row.unwrap().into_inner().state(), StreamState::Moving);
 
     r2.report_stream("a", next, StreamState::Live).await;
     let told = |h: &common::Heard| origin(&h.wants["streams/a"]).moved.is_some();

@@ -17,6 +17,8 @@ pub const LATE_AFTER: Duration = Duration::from_millis(120);
 const LATE_FRAMES: usize = 4;
 /// How often the uplink is looked at.
 pub const LOOK: Duration = Duration::from_millis(250);
+/// The same in a second.
+const LOOKS_PER_S: u64 = 4;
 /// Looks that must find it late in a row; a keyframe alone makes one of them late.
 const LATE_LOOKS: u32 = 2;
 /// Looks over which what was delivered is counted: one second.
@@ -113,7 +115,7 @@ impl RateRule {
         }
         let bits = 8 * self.delivered.iter().sum::<usize>() as u64;
         let looks = self.delivered.len().max(1) as u64;
-        Uplink::Behind { delivered_bps: bits * 1_000 / (looks * LOOK.as_millis() as u64) }
+        Uplink::Behind { delivered_bps: bits * LOOKS_PER_S / looks }
     }
 
     fn note_rtt(&mut self, rtt: Duration) {

@@ -334,21 +334,21 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_frame_holds_the_others_for_60_ms_and_marks_the_gap() {
+    fn a_lost_frame_holds_the_others_for_300_ms_and_marks_the_gap() {
         let mut flow = Flow::new();
         flow.push(0, 0, 1, true);
         flow.push(10, 2, 1, false);
         flow.push(30, 3, 1, false);
-        assert_eq!(flow.arrive.next_timeout(), Some(flow.at(70)));
-        assert_eq!(flow.timeout(69), NONE);
-        let now = flow.at(70);
+        assert_eq!(flow.arrive.next_timeout(), Some(flow.at(310)));
+        assert_eq!(flow.timeout(309), NONE);
+        let now = flow.at(310);
         flow.arrive.timeout(now, &mut flow.out);
         assert_eq!(
             flow.out,
             [Released { frame: 2, after_gap: true }, Released { frame: 3, after_gap: false }]
         );
         flow.out.clear();
-        assert_eq!(flow.push(71, 1, 1, false), NONE, "its turn is over");
+        assert_eq!(flow.push(311, 1, 1, false), NONE, "its turn is over");
         assert_eq!(flow.arrive.take_counts(), Counts { late: 1, gaps: 1, before_key: 0 });
     }
 

@@ -561,6 +561,13 @@ fn offer_problem(e: &JoinError) -> Problem {
     match e {
         JoinError::OfferTooLarge { max, .. } => too_large(*max),
         JoinError::BadOffer(why) => bad_sdp(format!("The offer cannot be answered: {why}.")),
+        JoinError::NoCommonCodec { offered, needed } => Problem::new(
+            StatusCode::NOT_ACCEPTABLE,
+            Reason::NoCommonCodec,
+            "The offer has no codec that decodes this stream.",
+        )
+        .with("offered", offered.clone())
+        .with("needed", needed.clone()),
         _ => internal(),
     }
 }
@@ -600,14 +607,9 @@ fn open_problem(e: &OpenError, stream: &Stream) -> Problem {
 
 fn join_problem(e: &JoinError, stream: &Stream) -> Problem {
     match e {
-        JoinError::OfferTooLarge { .. } | JoinError::BadOffer(_) => offer_problem(e),
-        JoinError::NoCommonCodec { offered, needed } => Problem::new(
-            StatusCode::NOT_ACCEPTABLE,
-            Reason::NoCommonCodec,
-            "The offer has no codec that decodes this stream.",
-        )
-        .with("offered", offered.clone())
-        .with("needed", needed.clone()),
+        JoinError::OfferTooLarge { .. }
+        | JoinError::BadOffer(_)
+        | JoinError::NoCommonCodec { .. } => offer_problem(e),
         JoinError::UnknownStream => unknown_stream(),
         JoinError::DeviceOffline => offline(stream),
         JoinError::Full => Problem::busy(Reason::NodeAtCapacity, "The router is full.", 5),

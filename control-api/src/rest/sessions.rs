@@ -52,9 +52,11 @@ const SEPARATOR: char = '~';
 struct Sessions {
     caller: Caller,
     http: HttpClient,
-    /// Candidates by session, with the order of arrival.
-    counted: Mutex<(u64, BTreeMap<String, (u64, u32)>)>,
+    counted: Mutex<Candidates>,
 }
+
+/// How many sessions came, and candidates by session with its place among them.
+type Candidates = (u64, BTreeMap<String, (u64, u32)>);
 
 /// The routes. `inner` is the chain with the gRPC services in it.
 ///

@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn another_bitrate_makes_other_pictures() {
         let (_, phone) = phone();
-        let mut second =
+        let second =
             |bps| -> usize { (0..60).map(|n| phone.next_picture(7, bps, n == 0).data.len()).sum() };
         let (much, little) = (second(4_000_000), second(1_000_000));
         assert!((3..=5).contains(&(much / little)), "{much} {little}");

@@ -178,7 +178,7 @@ impl State {
     fn leave_by(&self, now: UnixUs, stream: &StreamId) -> UnixUs {
         let accepted = self.streams.get(stream).and_then(|r| r.accepted.as_ref());
         let drained = accepted.and_then(|a| self.nodes.get(&a.node)?.drain_us);
-        drained.filter(|at| *at > now).unwrap_or(now.saturating_add(us(self.timing.drain)))
+        drained.filter(|at| *at > now).unwrap_or_else(|| now.saturating_add(us(self.timing.drain)))
     }
 
     pub(super) fn refuse_origin(

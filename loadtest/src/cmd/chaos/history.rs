@@ -146,7 +146,7 @@ impl History {
             verdict.publishes += taken.len();
             if taken.is_empty() {
                 verdict.streams_unseen += 1;
-                verdict.first.get_or_insert(format!("no router ever took {name}"));
+                verdict.first.get_or_insert_with(|| format!("no router ever took {name}"));
             }
             let mut routers: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
             let mut highest = 0;

@@ -249,6 +249,7 @@ async fn create_viewer(line: &Line, prepared: &[Prepared], n: usize) -> Result<(
 
 /// Gives each call's time when it has come. A thread, because the runtime's timers are coarser than
 /// a millisecond.
+#[expect(clippy::disallowed_methods, reason = "it is the timer: nothing else is waited for here")]
 fn pace(
     start: Instant,
     rate: f64,
