@@ -26,7 +26,16 @@ const ARROWS: [(&str, &[&str]); 13] = [
         "fanlight-router",
         &["fanlight-router-core", "fanlight-wire", "fanlight-proto", "fanlight-ops"],
     ),
-    ("fanlight-loadtest", &["fanlight-rtc", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
+    (
+        "fanlight-loadtest",
+        &[
+            "fanlight-rtc",
+            "fanlight-wire",
+            "fanlight-proto",
+            "fanlight-ops",
+            "fanlight-device-sim",
+        ],
+    ),
     ("fanlight-ingest", &["fanlight-adb", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
     ("fanlight-control", &["fanlight-proto", "fanlight-ops"]),
     (

@@ -1,6 +1,6 @@
 //! One webhook's relay: claims, reads, delivers, stores how far it is. Not the HTTP (`post.rs`).
 //! Invariant: of one stream's events at most one is under way, and none is sent before the one
-//! ahead of it was taken or given up; at most [`WINDOW`] events are held in memory.
+//! ahead of it was taken or given up; at most `WINDOW` events are held in memory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
