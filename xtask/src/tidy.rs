@@ -28,13 +28,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ),
     (
         "fanlight-loadtest",
-        &[
-            "fanlight-rtc",
-            "fanlight-wire",
-            "fanlight-proto",
-            "fanlight-ops",
-            "fanlight-device-sim",
-        ],
+        &["fanlight-rtc", "fanlight-wire", "fanlight-proto", "fanlight-ops", "fanlight-device-sim"],
     ),
     ("fanlight-ingest", &["fanlight-adb", "fanlight-wire", "fanlight-proto", "fanlight-ops"]),
     ("fanlight-control", &["fanlight-proto", "fanlight-ops"]),
