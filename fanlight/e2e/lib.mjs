@@ -6,8 +6,10 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtempSync, readFileSync, rmSync, statSync, watch, mkdirSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
 import { tmpdir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
+import { dirname, join, normalize, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 
@@ -365,4 +367,19 @@ export function assertUnharmed(name, clean, lossy, { complete, unsent = 0, ...mo
 /** Keeps a figure for SPECIFICATION.md: prints it and appends it to the artefacts. */
 export function figure(name, value) {
   console.log(`figure ${name} = ${typeof value === 'object' ? JSON.stringify(value) : value}`);
+}
+
+/** Serves the files below a folder, on a free port of loopback. */
+export function serve(root) {
+  const types = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml' };
+  const server = createServer(async (request, response) => {
+    const path = normalize(new URL(request.url, 'http://x').pathname).replace(/\/$/, '/index.html');
+    try {
+      const body = await readFile(join(root, path));
+      response.writeHead(200, { 'content-type': types[path.slice(path.lastIndexOf('.'))] ?? 'text/plain' }).end(body);
+    } catch {
+      response.writeHead(404).end();
+    }
+  });
+  return new Promise((ok) => server.listen(0, '127.0.0.1', () => ok(server)));
 }

@@ -4,14 +4,13 @@
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { createServer } from 'node:http';
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { rmSync } from 'node:fs';
-import { dirname, join, normalize, resolve } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { call, eventually, service } from './backend.mjs';
-import { BIN, figure, openPage, startBrowser, startProcess, tempDir, waitReady } from './lib.mjs';
+import { BIN, figure, openPage, serve, startBrowser, startProcess, tempDir, waitReady } from './lib.mjs';
 
 const repository = resolve(dirname(fileURLToPath(import.meta.url)), '../..');
 
@@ -130,18 +129,4 @@ function current(page, ms) {
     gap = Math.max(gap, performance.now() - last);
     return { frames, gap_ms: Math.round(gap) };
   }, ms);
-}
-
-function serve(root) {
-  const types = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml' };
-  const server = createServer(async (request, response) => {
-    const path = normalize(new URL(request.url, 'http://x').pathname).replace(/\/$/, '/index.html');
-    try {
-      const body = await readFile(join(root, path));
-      response.writeHead(200, { 'content-type': types[path.slice(path.lastIndexOf('.'))] ?? 'text/plain' }).end(body);
-    } catch {
-      response.writeHead(404).end();
-    }
-  });
-  return new Promise((ok) => server.listen(0, '127.0.0.1', () => ok(server)));
 }

@@ -1,4 +1,5 @@
-//! Relays on virtual time, with endpoints that fail as told.
+//! Relays on virtual time, with endpoints that fail as told: a sleep here moves that time on, and ends
+//! only when everybody else rests.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
